@@ -1,0 +1,5 @@
+"""python -m musemo is the command line."""
+
+from musemo.cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""The command line: it reads arguments and shows results; the work is done elsewhere."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from musemo.config import Config
+from musemo.presets import field_table, make_config
+from musemo.core import MusemoError
+
+app = typer.Typer(
+    help="Predict the emotion of music from its sound, and hear what a generator makes of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Preset = Annotated[
+    Literal["smoke", "demo", "kaggle", "full"],
+    typer.Option(
+        help="Where the numbers start: smoke proves that all runs (2 minutes), demo fits two "
+        "cores (10 minutes), kaggle a T4, full is the specification on DEAM."
+    ),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Set one field, as often as needed: --set gan.epochs=20. "
+        "`musemo config` lists the fields.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+
+
+def _configure(preset: str, settings: list[str], **values: str | None) -> Config:
+    "Build the configuration from SECTION.FIELD=VALUE settings and the options given."
+    for setting in settings:
+        if "=" not in setting:
+            raise MusemoError(f"--set {setting!r}: must be SECTION.FIELD=VALUE")
+    chosen = dict(setting.split("=", 1) for setting in settings)
+    chosen |= {f"data.{name}": value for name, value in values.items() if value}
+    try:
+        return make_config(preset, chosen)
+    except ValueError as error:
+        raise MusemoError(str(error)) from error
+
+
+@app.command()
+def run(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|TABLE",
+            help="A folder anywhere above DEAM's annotations, or a .csv with the columns file, "
+            "valence, arousal. Without it the demo music is composed.",
+        ),
+    ] = "",
+    preset: Preset = "demo",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET.")
+    ] = None,
+    settings: Settings = (),
+    scale: Annotated[
+        str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option("--from", min=1, max=12, help="Recompute from this section on."),
+    ] = None,
+    only: Annotated[
+        int | None, typer.Option(min=1, max=12, help="Execute this section alone.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Execute the twelve notebooks in order and write their reports.
+
+    A run that was cut off goes on where it stopped.
+
+    Example: musemo run --data ~/deam --preset full --out runs/deam
+    """
+    from musemo.pipeline import run_suite
+
+    if quiet:
+        os.environ["MUSEMO_QUIET"] = "1"
+    path = str(Path(data).expanduser().resolve()) if data else None
+    config = _configure(preset, settings, path=path, scale=scale)
+    index = run_suite(config, out or Path("runs") / preset, first=first, only=only)
+    typer.echo(f"report: {index}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+    songs: Annotated[int, typer.Option(help="How many songs.")] = 160,
+    seconds: Annotated[float, typer.Option(help="Length of a song.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Another seed, other music.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compose demo music in DEAM's layout: deterministic, labelled by rule, rated by nobody.
+
+    Example: musemo demo music --songs 40 --seconds 20
+    """
+    from musemo.demo import compose_demo
+
+    if quiet:
+        os.environ["MUSEMO_QUIET"] = "1"
+    typer.echo(compose_demo(folder, songs=songs, seconds=seconds, seed=seed))
+
+
+@app.command()
+def predict(
+    songs: Annotated[list[Path], typer.Argument(metavar="SONG...", help="Sound files.")],
+    model: Annotated[
+        Path, typer.Option(metavar="RUN", help="The run folder whose model predicts.")
+    ] = Path("runs/demo"),
+) -> None:
+    """Predict valence and arousal of songs with a run's model.
+
+    Example: musemo predict song.mp3 --model runs/demo
+    """
+    from musemo.evaluation import predict_file
+
+    typer.echo("song\tvalence [-1, 1]\tarousal [-1, 1]\tvalence [1-9]\tarousal [1-9]")
+    failed = []
+    for song in songs:
+        try:
+            valence, arousal = predict_file(model, song)
+        except MusemoError as error:
+            failed.append(str(error))
+            continue
+        on_nine = (5 + 4 * valence, 5 + 4 * arousal)
+        row = f"{valence:+.2f}\t{arousal:+.2f}\t{on_nine[0]:.1f}\t{on_nine[1]:.1f}"
+        typer.echo(f"{song.name}\t{row}")
+    if failed:
+        raise MusemoError("\n".join(failed))
+
+
+@app.command()
+def config(preset: Preset = "demo", settings: Settings = ()) -> None:
+    """List every field of the configuration with its value, unit, meaning and source.
+
+    Example: musemo config --preset full
+    """
+    typer.echo(field_table(_configure(preset, settings)).to_string(index=False))
+
+
+def main() -> None:
+    "Run a command; what the user can mend is one line and exit code 2."
+    try:
+        app()
+    except MusemoError as error:
+        typer.echo(f"musemo: {error}", err=True)
+        sys.exit(2)

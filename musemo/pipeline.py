@@ -1,0 +1,269 @@
+"""Run the twelve notebooks in order: papermill, resume, index page."""
+
+import html
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from musemo.config import Config
+from musemo.presets import changed_fields, make_config, read_config, save_config
+from musemo.core import MusemoError, Run, write_atomic
+from musemo.data import find_data
+from musemo.demo import compose_demo
+
+
+@dataclass(frozen=True)
+class Section:
+    "One of the twelve: its notebook, the stage that makes its artifacts, and their names."
+
+    name: str
+    stage: str = ""  # module:function(run, config)
+    artifacts: tuple[str, ...] = ()
+
+    def make(self, run: Run, config: Config) -> None:
+        "Call the stage itself, without its notebook."
+        module, function = self.stage.split(":")
+        getattr(importlib.import_module(f"musemo.{module}"), function)(run, config)
+
+
+SECTIONS = (
+    Section("01_core", "core:start_run", ("environment.json",)),
+    Section("02_config", "presets:save_config", ("config.json",)),
+    Section("03_data", "data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json")),
+    Section("04_gan"),
+    Section(
+        "05_gan_training",
+        "gan_training:fit_gan",
+        ("gan.safetensors", "gan_history.json", "gan_samples.npy", "gan_samples.csv"),
+    ),
+    Section("06_gan_quality", "gan_quality:judge_gan", ("gan_quality.json",)),
+    Section("07_synthesis", "synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
+    Section("08_audio", "audio:render_emotions", ("audio/audio.json",)),
+    Section("09_dataset"),
+    Section("10_vit"),
+    Section("11_vit_training", "vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
+    Section("12_evaluation", "evaluation:evaluate_vit", ("metrics.json", "predictions.csv")),
+)
+
+
+def with_data(config: Config, folder: Path) -> Config:
+    "Compose the demo music below `folder` where the configuration names no data."
+    if config.data.path:
+        return config
+    data = config.data
+    music = folder / f"music-{data.demo_songs}x{data.demo_seconds:g}s"
+    compose_demo(music, songs=data.demo_songs, seconds=data.demo_seconds)
+    tree = config.model_dump(mode="json")
+    tree["data"]["path"] = str(music)
+    return read_config(tree)
+
+
+def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Config]:
+    "Open a run for section `before`; what earlier sections should have left is made first."
+    if folder is None:
+        folder = _notebook_folder()
+    run = Run(Path(folder))
+    config = read_config(run.load("config.json"))
+    for section in SECTIONS[: before - 1]:
+        if not run.has(*section.artifacts):
+            section.make(run, config)
+    return run, config
+
+
+def _notebook_folder() -> Path:
+    "Prepare the smoke run that a notebook opened on its own works in."
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
+    run = Run(root / "runs/notebook")
+    config = with_data(make_config("smoke"), root / "runs")
+    # A run left by another version of the configuration would mix two states.
+    if run.has("config.json"):
+        try:
+            if read_config(run.load("config.json")) == config:
+                return run.folder
+        except ValueError:
+            pass
+        shutil.rmtree(run.folder)
+    save_config(run, config)
+    return run.folder
+
+
+def notebook_path(name: str) -> Path:
+    "Find a section's notebook: in the installed package, or in the clone beside it."
+    package = Path(__file__).parent
+    for folder in (package / "notebooks", package.parent / "nbs"):
+        if (folder / f"{name}.ipynb").exists():
+            return folder / f"{name}.ipynb"
+    raise MusemoError(f"the notebook {name}.ipynb is missing; install musemo again")
+
+
+class _Forward:
+    "Show the last line of a kernel's progress bar behind the suite's own bar."
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def write(self, text: str) -> None:
+        lines = [part.strip() for part in text.split("\r") if "%|" in part]
+        self.bar.set_postfix_str(lines[-1][:60] if lines else "")
+
+    def flush(self) -> None:
+        pass
+
+
+def execute(run: Run, section: Section, bar: tqdm) -> float:
+    "Execute one notebook on the run and write its report; return the seconds it took."
+    begun = time.monotonic()
+    report = run.path(f"reports/{section.name}.ipynb")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            notebook_path(section.name),
+            report,
+            parameters={"run_folder": str(run.folder.resolve())},
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=_Forward(bar),
+            cwd=run.folder,
+            extra_arguments=["--log-level=ERROR"],
+        )
+    except PapermillExecutionError as error:
+        if error.ename in ("MusemoError", "WeightsError"):
+            raise MusemoError(f"{section.name}: {error.evalue}") from None
+        raise
+    write_report(report)
+    return time.monotonic() - begun
+
+
+def write_report(notebook: Path) -> Path:
+    "Turn an executed notebook into a page that needs no network."
+    content = nbformat.read(notebook, as_version=4)
+    content.cells = [cell for cell in content.cells if "injected" not in str(cell.metadata)]
+    for cell in content.cells:
+        cell["outputs"] = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+    exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
+    for url in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"):
+        setattr(exporter, url, "")
+    resources = {"metadata": {"name": notebook.stem}}
+    return write_atomic(
+        notebook.with_suffix(".html"), exporter.from_notebook_node(content, resources)[0]
+    )
+
+
+@contextmanager
+def suite_bar(total: int) -> Iterator[tqdm]:
+    "Open the bar of the whole suite; the sections' own bars appear behind it."
+    quiet = bool(os.environ.get("MUSEMO_QUIET"))
+    with tqdm(total=total, desc="sections", disable=quiet, file=sys.stderr) as bar:
+        yield bar
+
+
+def _record(run: Run) -> dict:
+    "Read which sections are done, and how long they took."
+    empty = {"sections": {}, "units": {"sections": "seconds"}}
+    return run.load("run.json") if run.has("run.json") else empty
+
+
+def prepare_run(config: Config, out: Path, *, resume: bool) -> tuple[Run, Config]:
+    "Check everything that can be checked before anything is written, then open the run."
+    run = Run(Path(out))
+    if run.folder.exists() and not run.folder.is_dir():
+        raise MusemoError(f"--out {out}: is a file; name a folder")
+    if config.data.path:
+        find_data(config)
+    config = with_data(config, run.folder.parent)
+    if run.has("config.json"):
+        changed = changed_fields(read_config(run.load("config.json")), config)
+        if changed and resume:
+            raise MusemoError(
+                f"{out} holds a run of another configuration ({'; '.join(changed[:3])}): "
+                "choose another --out, or recompute it with --from 1"
+            )
+    save_config(run, config)
+    return run, config
+
+
+def run_suite(
+    config: Config,
+    out: Path,  # the run folder
+    *,
+    first: int | None = None,  # recompute from this section on
+    only: int | None = None,  # execute just this one
+) -> Path:  # the index page
+    "Execute the sections that are not done yet, in order, and write the index page."
+    run, config = prepare_run(config, out, resume=first is None)
+    record = _record(run)
+    done = record["sections"]
+    wanted = [s for i, s in enumerate(SECTIONS, 1) if only in (None, i)]
+    redo = {s.name for i, s in enumerate(SECTIONS, 1) if i == only or i >= (first or 99)}
+    for name in redo & set(done):
+        del done[name]
+    with suite_bar(len(wanted)) as bar:
+        for section in wanted:
+            bar.set_description(section.name)
+            complete = run.has(*section.artifacts, f"reports/{section.name}.html")
+            if section.name not in done or not complete:
+                done[section.name] = round(execute(run, section, bar), 1)
+                run.save("run.json", record)
+                run.save("index.html", index_page(run, config, done))
+            bar.update()
+    return run.path("index.html")
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
+article { border: 1px solid #8886; border-radius: .5rem; padding: .75rem 1rem; }
+h2 { font-size: 1.05rem; margin: 0; } img { width: 100%; background: #fff; }
+p { margin: .3rem 0; } .quiet { opacity: .75; font-size: .9rem; }
+@media (max-width: 24rem) { main { grid-template-columns: 1fr; } }
+"""
+
+
+def _promise(name: str) -> tuple[str, str]:
+    "Read a notebook's title and its one-line promise."
+    lines = nbformat.read(notebook_path(name), as_version=4).cells[1].source.splitlines()
+    promise = next((line[1:].strip() for line in lines if line.startswith(">")), "")
+    return lines[0].lstrip("# "), promise
+
+
+def _card(run: Run, name: str, seconds: float | None) -> str:
+    "Make a section's card: link, promise, main number, main figure, duration."
+    title, promise = map(html.escape, _promise(name))
+    if seconds is None:
+        return f"<article><h2>{name[:2]} {title}</h2><p class=quiet>not run yet</p></article>"
+    number = html.escape(run.load(f"figures/{name}.json")["number"])
+    return (
+        f'<article><h2><a href="reports/{name}.html">{name[:2]} {title}</a></h2>'
+        f"<p>{promise}</p><p><strong>{number}</strong></p>"
+        f'<img src="figures/{name}.png" alt="{title}: {number}">'
+        f"<p class=quiet>{seconds:.0f} s</p></article>"
+    )
+
+
+def index_page(run: Run, config: Config, done: dict[str, float]) -> str:
+    "Make the page that links the twelve reports."
+    cards = "\n".join(_card(run, section.name, done.get(section.name)) for section in SECTIONS)
+    name = html.escape(run.folder.resolve().name)
+    data = html.escape(Path(config.data.path).name)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>musemo: {name}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>musemo: {name}</h1><p>Data: {data}. Preset: {config.preset}. Seed: {config.seed}. "
+        f"{len(done)} of {len(SECTIONS)} sections in {sum(done.values()):.0f} s.</p>"
+        f"<main>{cards}</main></body></html>"
+    )

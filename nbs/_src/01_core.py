@@ -1,0 +1,486 @@
+# %%
+#| default_exp core
+
+# %% [markdown]
+# # Core
+#
+# > Seeds, a device, a run folder that is never half-written, one plot style and a player.
+#
+# Every section stands on this page. It knows nothing of music models: it makes randomness an
+# argument, says what machine it runs on, and keeps what a run makes in one folder.
+#
+# Shapes, here and on every page: B batch, N songs, M mel bands, T frames, S samples, D features.
+
+# %%
+#| export
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import platform
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from IPython.display import HTML
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_close, test_eq, test_fail
+
+# %% [markdown]
+# ## One error for users
+#
+# What a user can mend is a `MusemoError`: its message names the value, the rule and the way out.
+# The command line prints that line alone; anything else is a bug and keeps its traceback.
+
+
+# %%
+#| export
+class MusemoError(ValueError):
+    "Something that the user can mend: the message names the value, the rule and the way out."
+
+
+# %% [markdown]
+# ## Randomness is an argument
+#
+# One seed in the configuration grows a seed for each use. Naming the use keeps sections apart:
+# drawing one more number in the generator does not change the split of the songs. Layers and
+# dropout draw from torch's global generator: a stage seeds that one, never an import.
+
+
+# %%
+#| export
+def seed_for(
+    seed: int,  # the run's seed
+    *names: object,  # what the randomness is for, e.g. "split" or ("window", 3)
+) -> int:  # 32 bits, the same on every machine
+    "Derive the seed of one use from the seed of the run."
+    text = ":".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def rng_for(seed: int, *names: object) -> np.random.Generator:
+    "Make numpy's generator for one use."
+    return np.random.default_rng(seed_for(seed, *names))
+
+
+def torch_rng_for(seed: int, *names: object) -> torch.Generator:
+    "Make torch's generator (on the CPU) for one use."
+    return torch.Generator().manual_seed(seed_for(seed, *names))
+
+
+def seed_everything(seed: int) -> None:
+    "Seed torch's global generators, which initialise layers and drive dropout."
+    torch.manual_seed(seed)
+
+
+# %%
+test_eq(seed_for(0, "split"), seed_for(0, "split"))
+assert seed_for(0, "split") != seed_for(0, "noise") != seed_for(1, "noise")
+test_eq(rng_for(3, "x").normal(size=4), rng_for(3, "x").normal(size=4))
+
+# %% [markdown]
+# ## Device and precision
+#
+# "auto" takes a GPU where there is one. Full precision is right on a CPU: half-precision
+# arithmetic is emulated there, about ten times slower. A GPU gets bfloat16 where it has it.
+
+
+# %%
+#| export
+def pick_device(
+    name: str = "auto",  # auto, cpu, cuda or mps
+) -> torch.device:
+    "Choose the device, or raise MusemoError where the named one is not there."
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.mps.is_available(), "cpu": True}
+    usable = [device for device, is_there in there.items() if is_there]
+    if name not in ("auto", *usable):
+        raise MusemoError(f"device = {name!r}: not on this machine; use auto or {usable}")
+    return torch.device(usable[0] if name == "auto" else name)
+
+
+def pick_precision(
+    device: torch.device,
+    name: str = "auto",  # auto, float32, bfloat16 or float16
+) -> torch.dtype:
+    "Choose the arithmetic of forward passes: full on a CPU, half on a GPU."
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    "Run the forward pass in `dtype`; nothing at all in full precision."
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+# %%
+test_eq(pick_precision(torch.device("cpu")), torch.float32)
+test_fail(lambda: pick_device("tpu"), contains="device = 'tpu'")
+pick_device()
+
+# %% [markdown]
+# ## The run folder
+#
+# A run is a folder of plain files: .json, .csv, .npy, .safetensors, .wav, .png. `save` writes
+# beside the target and renames, so that a reader sees the old file or the new one, never half
+# of one. The suffix chooses the format, and each format has one writer and one reader.
+
+
+# %%
+#| export
+def _write_json(file, value):
+    if "units" not in value:
+        raise MusemoError("a .json artifact must say its units; add the key 'units'")
+    file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _write_wav(file, value):
+    wave, sample_rate = value
+    soundfile.write(file, np.clip(wave, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+
+
+_writers = {
+    ".json": _write_json,
+    ".csv": lambda file, table: table.to_csv(file, index=False, lineterminator="\n"),
+    ".npy": lambda file, array: np.save(file, array, allow_pickle=False),
+    ".wav": _write_wav,
+    ".png": lambda file, figure: figure.savefig(file, format="png", dpi=110),
+    ".html": lambda file, text: file.write(text.encode()),
+}
+
+_readers = {
+    ".json": lambda path: json.loads(path.read_text()),
+    ".csv": pd.read_csv,
+    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    ".wav": lambda path: soundfile.read(path, dtype="float32"),
+    ".safetensors": load_file,
+}
+
+
+# %% [markdown]
+# A full disk or a read-only folder is the user's to mend, so it ends in one line; the
+# temporary file is removed whatever happens.
+
+
+# %%
+#| export
+def write_atomic(
+    path: Path,  # the file to make or replace
+    value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
+) -> Path:
+    "Write a file whole or not at all; raise MusemoError where the disk will not take it."
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(value, temporary)
+        else:
+            with open(temporary, "wb") as file:
+                _writers[path.suffix](file, value)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MusemoError(
+            f"cannot write {path}: {reason}; free the disk or change --out"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return path
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Run:
+    "A folder of artifacts, each written whole or not at all."
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        "Say where an artifact lies."
+        return Path(self.folder) / name
+
+    def has(self, *names: str) -> bool:
+        "Say whether all these artifacts are there."
+        return all(self.path(name).exists() for name in names)
+
+    def save(self, name: str, value: object) -> Path:
+        "Write an artifact in the format of its suffix."
+        return write_atomic(self.path(name), value)
+
+    def load(self, name: str):
+        "Read an artifact; arrays are memory-mapped. Raises MusemoError where it is missing."
+        if not self.has(name):
+            raise MusemoError(f"{self.path(name)} is missing: run the section that makes it first")
+        return _readers[Path(name).suffix](self.path(name))
+
+    def headline(self, section: str, number: str, figure: plt.Figure) -> None:
+        "Leave a section's main number (text with its unit) and main figure for the index page."
+        self.save(f"figures/{section}.png", figure)
+        self.save(f"figures/{section}.json", {"number": number, "units": "see number"})
+
+
+# %% [markdown]
+# The round trip is exact, a failed write leaves the old file, and a missing file says what to do.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    run = Run(Path(folder))
+    run.save("a.npy", np.arange(6).reshape(2, 3))
+    test_eq(run.load("a.npy"), np.arange(6).reshape(2, 3))
+    run.save("b.json", {"x": 1, "units": {"x": "songs"}})
+    test_fail(lambda: run.save("b.json", {"x": 2}), contains="units")
+    test_eq(run.load("b.json")["x"], 1)
+    test_fail(lambda: run.load("c.csv"), contains="c.csv is missing")
+    test_eq(sorted(p.name for p in Path(folder).iterdir()), ["a.npy", "b.json"])
+
+# %% [markdown]
+# ## Songs and windows
+#
+# Section 3 leaves a table of songs and their spectrograms; everyone else takes a part of it.
+
+
+# %%
+#| export
+def load_part(
+    run: Run,
+    split: str,  # train, val or test
+) -> tuple[pd.DataFrame, np.ndarray]:  # the songs, and their log-mels (N, M, T) in [-1, 1]
+    "Read the songs of one part and their spectrograms, in the same order."
+    songs = run.load("songs.csv")
+    songs = songs[songs["split"] == split].reset_index(drop=True)
+    return songs, run.load("logmel.npy")[songs["row"].to_numpy()]
+
+
+# %% [markdown]
+# Songs are kept whole and differ in length; models see windows of one width. All of them cut
+# here. With a generator the windows are drawn at random, for training; without one they are
+# evenly spaced, the same each time, for judging. A song shorter than the window is padded
+# with silence, which is -1 on our scale.
+
+
+# %%
+#| export
+def cut_windows(
+    log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
+    frames: np.ndarray,  # (N,) valid frames of each song
+    width: int,  # frames of a window
+    *,
+    per_song: int = 1,
+    rng: np.random.Generator | None = None,  # None: evenly spaced
+) -> tuple[np.ndarray, np.ndarray]:  # windows (N * per_song, M, width) float32, song index of each
+    "Cut windows out of whole songs, at random or evenly spaced."
+    room = np.maximum(np.asarray(frames) - width, 0)[:, None]
+    if rng is None:
+        starts = np.round((np.linspace(0, 1, per_song) if per_song > 1 else 0.5) * room)
+    else:
+        starts = np.floor(rng.random((len(room), per_song)) * (room + 1))
+    songs = np.repeat(np.arange(len(room)), per_song)
+    windows = np.full((len(songs), log_mel.shape[1], width), -1.0, dtype=np.float32)
+    for i, (song, start) in enumerate(zip(songs, starts.astype(int).ravel(), strict=True)):
+        stop = min(start + width, int(frames[song]))
+        windows[i, :, : stop - start] = log_mel[song, :, start:stop]
+    return windows, songs
+
+
+# %%
+ramp = np.tile(np.linspace(0, 0.9, 10), (2, 3, 1))
+windows, songs = cut_windows(ramp, np.array([10, 3]), 4, per_song=3)
+test_eq(windows.shape, (6, 3, 4))
+test_eq(songs, [0, 0, 0, 1, 1, 1])
+test_close(windows[:3, 0, 0], [0.0, 0.3, 0.6])
+test_eq(windows[3, 0, 3], -1)
+test_eq(cut_windows(ramp, [10, 10], 10)[0], ramp.astype(np.float32))
+
+# %% [markdown]
+# ## One bar for every long step
+#
+# The bar goes to stderr, where `musemo run` folds it into its own; reports leave it out.
+
+
+# %%
+#| export
+def progress(iterable, *, desc: str, total: int | None = None):
+    "Wrap an iterable in a progress bar named `desc`; silent where MUSEMO_QUIET is set."
+    quiet = bool(os.environ.get("MUSEMO_QUIET"))
+    return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet, file=sys.stderr)
+
+
+# %%
+test_eq(list(progress(range(3), desc="three")), [0, 1, 2])
+
+# %% [markdown]
+# ## Plots that read alike
+#
+# Real data is blue, what a model makes is orange, floors and chance are grey; the three differ
+# in lightness too, so that they read without colour.
+
+# %%
+#| export
+COLORS = {"real": "#1f5a94", "model": "#e8862e", "floor": "#9a9a9a", "third": "#5b9e6f"}
+_style = {
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
+
+
+# %%
+#| export
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = (4.0, 2.8),  # inches of one panel, width and height
+    **options,  # for plt.subplots
+) -> tuple[plt.Figure, np.ndarray | plt.Axes]:
+    "Open a figure in musemo's style; `size` is that of one panel."
+    plt.get_backend()  # loads it: inside rc_context its own settings would be undone at the end
+    with plt.rc_context(_style):
+        return plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), **options)
+
+
+def plot_log_mel(
+    axes: plt.Axes,
+    decibels: np.ndarray,  # (M, T) dB
+    *,
+    sample_rate: int,  # Hz
+    hop: int,  # samples
+    bands: np.ndarray,  # (M,) centre frequencies, Hz
+    limits: tuple[float, float],  # dB
+    title: str = "",
+):
+    "Draw a log-mel spectrogram with seconds, hertz and decibels on its axes."
+    seconds = decibels.shape[1] * hop / sample_rate
+    image = axes.imshow(decibels, origin="lower", aspect="auto", cmap="magma", clim=limits)
+    image.set_extent((0, seconds, 0, len(bands)))
+    ticks = np.linspace(0, len(bands) - 1, 5).astype(int)
+    axes.set_yticks(ticks + 0.5, [f"{bands[t]:.0f}" for t in ticks])
+    axes.set(title=title, xlabel="time (s)", ylabel="frequency (Hz)")
+    axes.grid(False)
+    return image
+
+
+# %%
+figure, axes = subplots(1, 2)
+axes[0].plot([0, 1], [0, 1], color=COLORS["real"])
+axes[0].set(title="A line", xlabel="time (s)", ylabel="level (dB)")
+sweep = np.add.outer(-np.arange(40), np.arange(80)) / 2.0
+plot_log_mel(
+    axes[1], sweep, sample_rate=80, hop=4, bands=np.arange(40) * 100.0, limits=(-20, 40), title="A"
+)
+
+# %% [markdown]
+# ## A player in the page
+#
+# The sound travels inside the HTML as a data address, so an exported report plays without
+# files or network. Level is kept: a quiet clip sounds quiet.
+
+
+# %%
+#| export
+def player(
+    wave: np.ndarray,  # (S,) in [-1, 1]
+    sample_rate: int,  # Hz
+    *,
+    label: str,  # shown and read aloud
+) -> HTML:
+    "Make an audio player that survives HTML export."
+    buffer = io.BytesIO()
+    _write_wav(buffer, (np.asarray(wave, dtype=np.float32), sample_rate))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = html.escape(label, quote=True)
+    sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
+    return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
+
+
+# %%
+tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+assert "a &lt;b&gt; tone" in player(tone, 16000, label="a <b> tone").data
+player(tone, 16000, label="440 Hz, half a second")
+
+# %% [markdown]
+# ## What a run ran on
+#
+# `environment.json` holds the versions and the machine: with `config.json` it is enough to
+# repeat a run. It names neither user nor folder.
+
+# %%
+#| export
+_packages = "torch transformers librosa soundfile soxr numpy pandas scikit-learn matplotlib"
+
+
+def start_run(run: Run, config) -> dict:  # versions, machine, device
+    "Write what the run depends on beside its configuration into environment.json."
+    device = pick_device(config.device)
+    environment = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),
+        "packages": {package: metadata.version(package) for package in _packages.split()},
+        "units": {"cores": "count", "torch_threads": "count", "packages": "version"},
+    }
+    run.save("environment.json", environment)
+    return environment
+
+
+# %% [markdown]
+# ## On the run
+#
+# The report of this section says where the run's numbers come from.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=1)
+
+# %%
+environment = start_run(run, config)
+pd.Series({key: value for key, value in environment.items() if key not in ("packages", "units")})
+
+# %%
+figure, axes = subplots(size=(6, 2.4))
+versions = environment["packages"]
+axes.axis("off")
+axes.set_title("What this run ran on")
+axes.text(0, 0.9, f"Python {environment['python']}, {environment['device']}", va="top")
+axes.text(0, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[:5]), va="top")
+axes.text(0.5, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[5:]), va="top")
+run.headline("01_core", f"{environment['device']}, {environment['cores']} cores", figure)

@@ -1,0 +1,572 @@
+# %%
+#| default_exp config
+
+# %% [markdown]
+# # Config
+#
+# > Every number of a run in one place: validated, frozen, with its unit and its source.
+#
+# No other section holds a number of its own. A value that cannot work is refused here, before
+# anything is decoded or trained, with the field, the value and the rule.
+
+# %%
+#| export
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# %%
+#| export presets
+import json
+
+import pandas as pd
+from pydantic import BaseModel, ValidationError
+
+from musemo.config import Config
+
+# %%
+#| hide
+from fastcore.test import test_close, test_eq, test_fail
+from IPython.display import display
+
+from musemo.core import COLORS, subplots
+
+# %% [markdown]
+# ## A field knows its unit and its source
+#
+# "specification" is the list of improvements that this suite makes good; "musemo" is our own
+# choice, with the reason in the text. The table at the end of this page is made from these.
+
+
+# %%
+#| export
+def setting(default, unit: str, text: str, source: str = "musemo", **rules):
+    "Declare a field of the configuration with its unit, meaning, source and bounds."
+    return Field(
+        default, description=text, json_schema_extra={"unit": unit, "source": source}, **rules
+    )
+
+
+class Section(BaseModel):
+    "A part of the configuration: frozen, and refusing names that it does not know."
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+SPEC = "specification"
+
+# %% [markdown]
+# ## Sound
+#
+# Loudness is the strongest cue of arousal, so it must survive: one fixed decibel range for all
+# songs, mapped to [-1, 1] and back exactly. No song is normalised by itself.
+
+
+# %%
+#| export
+class AudioConfig(Section):
+    "How sound becomes a log-mel spectrogram."
+
+    sample_rate: int = setting(22050, "Hz", "rate after resampling", "librosa", ge=4000, le=48000)
+    n_fft: int = setting(2048, "samples", "window of the Fourier transform", "librosa", ge=256)
+    hop: int = setting(512, "samples", "step between frames", "librosa", ge=64)
+    n_mels: int = setting(128, "bands", "mel bands; a multiple of 16", SPEC, ge=16, multiple_of=16)
+    f_min: float = setting(20.0, "Hz", "lowest mel edge", ge=0)
+    f_max: float = setting(8000.0, "Hz", "highest mel edge", gt=0)
+    db_min: float = setting(-60.0, "dB", "maps to -1; quieter is clipped (re 1 in mel power)")
+    db_max: float = setting(40.0, "dB", "maps to 1; a loud full-scale master peaks at 37")
+    clip_seconds: float = setting(30.0, "s", "longest part of a song that is kept", SPEC, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.f_min < self.f_max <= self.sample_rate / 2:
+            raise ValueError("f_min < f_max <= sample_rate / 2 must hold")
+        if self.hop > self.n_fft or self.db_min >= self.db_max:
+            raise ValueError("hop <= n_fft and db_min < db_max must hold")
+        return self
+
+    @property
+    def frames(self) -> int:
+        "Frames of a whole clip (1292 for 30 s)."
+        return int(self.clip_seconds * self.sample_rate) // self.hop + 1
+
+    @property
+    def mel(self) -> dict:
+        "The arguments of librosa's mel filter bank and mel frequencies."
+        keys = {"sr": self.sample_rate, "n_fft": self.n_fft, "n_mels": self.n_mels}
+        return keys | {"fmin": self.f_min, "fmax": self.f_max}
+
+    def to_unit(self, decibels: np.ndarray) -> np.ndarray:
+        "Map decibels to [-1, 1], clipping outside db_min..db_max."
+        scaled = (decibels - self.db_min) / (self.db_max - self.db_min) * 2 - 1
+        return np.clip(scaled, -1, 1)
+
+    def to_db(self, unit: np.ndarray) -> np.ndarray:
+        "Map [-1, 1] back to decibels."
+        return (np.asarray(unit, dtype=np.float32) + 1) / 2 * (self.db_max - self.db_min) + (
+            self.db_min
+        )
+
+
+# %% [markdown]
+# Thirty seconds give the specification's 128 x 1292, and the map is its own round trip.
+
+# %%
+test_eq((AudioConfig().n_mels, AudioConfig().frames), (128, 1292))
+decibels = np.linspace(-60, 40, 11)
+test_close(AudioConfig().to_db(AudioConfig().to_unit(decibels)), decibels, eps=1e-4)
+test_eq(AudioConfig().to_unit(np.array([-200.0, 90.0])), [-1, 1])
+
+# %% [markdown]
+# ## Songs
+#
+# A song belongs to one part for good. `labels="corrected"` mends DEAM's exchanged columns;
+# section 3 shows the evidence, and `"published"` leaves the table as it is.
+
+
+# %%
+#| export
+class DataConfig(Section):
+    "Which songs, which labels, which split."
+
+    path: str = setting("", "path", "folder in DEAM's layout, or a table of files; empty: demo")
+    scale: Literal["1-9", "-1-1", "0-1"] = setting("1-9", "scale", "scale of a user's own table")
+    labels: Literal["corrected", "published"] = setting("corrected", "-", "DEAM's exchanged labels")
+    validation: Fraction = setting(0.15, "share", "songs that choose the best epoch")
+    test: Fraction = setting(0.2, "share", "songs that judge", SPEC)
+    min_seconds: float = setting(3.0, "s", "shorter songs are left out", gt=0)
+    workers: int = setting(0, "processes", "for decoding; 0: one a core", ge=0)
+    cache: str = setting("~/.cache/musemo", "path", "decoded log-mels, by content and settings")
+    demo_songs: int = setting(160, "songs", "composed where no data is given", ge=12, le=1744)
+    demo_seconds: float = setting(20.0, "s", "length of a composed song", ge=3, le=600)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.validation + self.test > 0.8:
+            raise ValueError("validation + test must leave at least 0.2 for training")
+        return self
+
+
+# %% [markdown]
+# ## Generator
+#
+# The balance rule and its numbers are the specification's: a discriminator below 60 % gets up
+# to three steps, above 95 % at least one, otherwise they take turns.
+
+
+# %%
+#| export
+class GanConfig(Section):
+    "The conditional GAN: size, schedule and balance rule."
+
+    frames: int = setting(128, "frames", "width of what it draws; 1292 is 30 s", SPEC, ge=16)
+    latent: int = setting(128, "numbers", "noise vector", ge=1)
+    condition: int = setting(64, "numbers", "embedding of valence and arousal", ge=2)
+    channels: int = setting(256, "channels", "of the generator's seed map; multiple of 16", ge=16)
+    attention_after: int = setting(
+        1, "layer", "up-sampling layers before self-attention", ge=0, le=3
+    )
+    epochs: int = setting(10, "epochs", "passes over the training songs", SPEC, ge=1)
+    windows_per_song: int = setting(1, "windows", "random windows of a song in an epoch", ge=1)
+    batch_size: int = setting(16, "windows", "lower it where memory is short", SPEC, ge=2)
+    learning_rate: float = setting(2e-4, "-", "Adam, generator", "Radford 2016", gt=0)
+    discriminator_rate: float = setting(0.5, "x", "discriminator's share of it", SPEC, gt=0)
+    beta1: float = setting(0.5, "-", "Adam's first moment", "Radford 2016", ge=0, lt=1)
+    decay: float = setting(0.99, "an epoch", "exponential decay of both rates", SPEC, gt=0, le=1)
+    clip_norm: float = setting(1.0, "norm", "gradient clipping", SPEC, gt=0)
+    weak_below: Fraction = setting(0.60, "accuracy", "train the discriminator more", SPEC)
+    strong_above: Fraction = setting(0.95, "accuracy", "train the discriminator less", SPEC)
+    max_steps: int = setting(3, "steps", "of the discriminator a generator step", SPEC, ge=1)
+    min_steps: int = setting(1, "steps", "of the discriminator a generator step", SPEC, ge=1)
+    swapped: float = setting(
+        1.0, "x", "weight of real windows with another song's label", "Reed 2016", ge=0
+    )
+    instance_noise: float = setting(
+        0.0, "[-1, 1]", "on what the discriminator sees, fading to 0", "Sonderby 2017", ge=0, le=1
+    )
+    averaging: float = setting(
+        0.99, "-", "kept by the generator's average in a step", "Karras 2018", ge=0, lt=1
+    )
+    samples: int = setting(200, "windows", "drawn at the end for section 6 to judge", SPEC, ge=8)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.weak_below >= self.strong_above or self.min_steps > self.max_steps:
+            raise ValueError("weak_below < strong_above and min_steps <= max_steps must hold")
+        if self.channels % 16:
+            raise ValueError("channels must be a multiple of 16")
+        return self
+
+
+# %%
+#| export
+class QualityConfig(Section):
+    "How generated windows are judged."
+
+    excellent: float = setting(70.0, "points", "from here: excellent", SPEC, gt=0, lt=100)
+    good: float = setting(50.0, "points", "from here: good; below: poor", SPEC, gt=0, lt=100)
+    bootstrap: int = setting(200, "draws", "for the score's interval", ge=20)
+
+
+# %% [markdown]
+# ## Synthesis and sound
+#
+# The five emotions are the specification's, as (valence, arousal) on [-1, 1].
+
+
+# %%
+#| export
+EMOTIONS = {
+    "sad_calm": (-0.8, -0.6),
+    "happy_energetic": (0.8, 0.7),
+    "angry_tense": (-0.3, 0.8),
+    "content_relaxed": (0.5, -0.5),
+    "neutral": (0.0, 0.0),
+}
+
+
+class SynthesisConfig(Section):
+    "How many songs are made, and for which emotions."
+
+    songs: int = setting(3200, "songs", "synthetic songs for the training part", SPEC, ge=0)
+    jitter: float = setting(0.1, "[-1, 1]", "spread around a real song's label", ge=0, le=1)
+
+
+class InversionConfig(Section):
+    "How a log-mel spectrogram becomes sound."
+
+    iterations: int = setting(32, "rounds", "Griffin-Lim", SPEC, ge=1)
+    mel_iterations: int = setting(60, "rounds", "non-negative inversion of the mel bands", ge=1)
+    momentum: float = setting(0.99, "-", "of fast Griffin-Lim", "Perraudin 2013", ge=0, lt=1)
+
+
+# %% [markdown]
+# ## Predictor
+#
+# A ViT sees windows as square pictures. With pretrained weights: the whole clip, 224 x 224, in
+# the pretraining's own normalisation. From scratch: small windows and a small network.
+
+
+# %%
+#| export
+class DatasetConfig(Section):
+    "How windows become the pictures that the ViT sees."
+
+    image_size: int = setting(224, "pixels", "side of the picture", SPEC, ge=32)
+    window_frames: int = setting(0, "frames", "of a window; 0: the whole clip", ge=0)
+    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1)
+    batch_size: int = setting(16, "pictures", "lower it where memory is short", SPEC, ge=1)
+    workers: int = setting(0, "processes", "for loading; 0: in the training process", ge=0)
+
+
+class VitConfig(Section):
+    "The network and where its weights come from."
+
+    weights: str = setting(
+        "google/vit-base-patch16-224-in21k", "-", "hub name, local folder or scratch", SPEC
+    )
+    hidden: int = setting(192, "numbers", "token width, scratch only", ge=8)
+    layers: int = setting(4, "blocks", "depth, scratch only", ge=1)
+    heads: int = setting(3, "heads", "of attention, scratch only", ge=1)
+    patch: int = setting(16, "pixels", "side of a patch, scratch only", ge=2)
+    dropout: float = setting(0.1, "share", "in the regression head", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.hidden % self.heads:
+            raise ValueError("hidden must be a multiple of heads")
+        return self
+
+
+class TrainingConfig(Section):
+    "Loss, unfreezing schedule and stopping."
+
+    epochs: int = setting(24, "epochs", "at most", SPEC, ge=1)
+    unfreeze: tuple[tuple[int, int], ...] = setting(
+        ((8, 1), (12, 2), (16, 3)), "(epoch, blocks)", "last blocks trainable from an epoch", SPEC
+    )
+    learning_rate: float = setting(1e-4, "-", "AdamW, regression head", SPEC, gt=0)
+    backbone_rate: float = setting(0.1, "x", "the backbone's share of it", SPEC, gt=0)
+    min_rate: float = setting(1e-6, "-", "end of each cosine", SPEC, gt=0)
+    weight_decay: float = setting(0.01, "-", "AdamW", "PyTorch", ge=0)
+    valence_weight: float = setting(0.6, "share", "in the squared error", SPEC, ge=0, le=1)
+    arousal_weight: float = setting(0.4, "share", "in the squared error", SPEC, ge=0, le=1)
+    clip_norm: float = setting(1.0, "norm", "gradient clipping", SPEC, gt=0)
+    patience: int = setting(5, "epochs", "without gain on validation", SPEC, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        epochs, blocks = zip(*self.unfreeze, strict=True) if self.unfreeze else ((), ())
+        if list(epochs) != sorted(set(epochs)) or min(blocks, default=0) < 0:
+            raise ValueError("unfreeze must rise in epochs, with blocks >= 0")
+        if abs(self.valence_weight + self.arousal_weight - 1) > 1e-6:
+            raise ValueError("valence_weight + arousal_weight must be 1")
+        return self
+
+
+# %% [markdown]
+# ## The whole
+#
+# `make_config` starts from a preset and sets single fields by their dotted name. Values may
+# come as text from the command line; nothing in them is ever evaluated.
+
+
+# %%
+#| export
+class Config(Section):
+    "Everything that a run depends on."
+
+    preset: str = setting("full", "-", "where the numbers started from")
+    seed: int = setting(0, "-", "grows the seed of every use", ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "-", "where models run")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "-", "of forward passes; auto: half on a GPU", SPEC
+    )
+    audio: AudioConfig = AudioConfig()
+    data: DataConfig = DataConfig()
+    gan: GanConfig = GanConfig()
+    quality: QualityConfig = QualityConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    inversion: InversionConfig = InversionConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    vit: VitConfig = VitConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.gan.frames > self.audio.frames:
+            raise ValueError(f"gan.frames must be at most the clip's {self.audio.frames} frames")
+        if self.dataset.window_frames > self.audio.frames:
+            raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
+        window = self.dataset.window_frames or self.audio.frames
+        if self.synthesis.songs and window != self.gan.frames:
+            raise ValueError(f"gan.frames must equal the window that the ViT sees, {window} frames")
+        if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
+            raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        return self
+
+
+# %% [markdown]
+# ## Presets
+#
+# `full` is the specification on DEAM, `kaggle` the same inside a T4's session. `demo` fits ten
+# minutes on two cores; `smoke` only proves that everything runs, and its figures mean nothing.
+# Both train a small ViT from scratch, all of it from the first epoch: freezing would keep
+# random weights random.
+
+# %%
+#| export presets
+_scratch = {
+    "vit.weights": "scratch",
+    "dataset.window_frames": 256,
+    "training.unfreeze": [[1, 64]],
+    "training.backbone_rate": 1.0,
+}
+PRESETS = {
+    "full": {"gan.frames": 1292},
+    "kaggle": {"gan.frames": 1292, "synthesis.songs": 1600, "dataset.workers": 2},
+    "demo": _scratch
+    | {
+        "audio.clip_seconds": 20.0,
+        "gan.frames": 256,
+        "gan.windows_per_song": 3,
+        "gan.channels": 128,
+        "gan.batch_size": 8,
+        "gan.learning_rate": 2e-3,
+        "synthesis.songs": 100,
+        "dataset.image_size": 96,
+        "dataset.windows_per_song": 4,
+        "dataset.batch_size": 32,
+        "vit.hidden": 96,
+        "vit.layers": 3,
+        "vit.heads": 4,
+        "training.epochs": 30,
+        "training.patience": 10,
+        "training.learning_rate": 1e-3,
+    },
+    "smoke": _scratch
+    | {
+        "audio.clip_seconds": 6.0,
+        "data.demo_songs": 24,
+        "data.demo_seconds": 6.0,
+        "gan.frames": 64,
+        "gan.channels": 32,
+        "gan.epochs": 2,
+        "gan.samples": 16,
+        "quality.bootstrap": 20,
+        "synthesis.songs": 8,
+        "inversion.iterations": 8,
+        "dataset.image_size": 64,
+        "dataset.window_frames": 64,
+        "vit.hidden": 32,
+        "vit.layers": 2,
+        "vit.heads": 2,
+        "training.epochs": 3,
+        "training.learning_rate": 1e-3,
+    },
+}
+
+
+# %%
+#| export presets
+def _parse(text):
+    "Read a value given as text: JSON for lists, else the text itself for pydantic to convert."
+    if isinstance(text, str) and text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text
+
+
+def _explain(error: ValidationError) -> str:
+    "Say the first fault as: field = value: rule."
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"]) or "configuration"
+    rule = fault["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(fault["input"], dict | BaseModel) else f" = {fault['input']!r}"
+    more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
+    return f"{field}{shown}: {rule}{more}"
+
+
+# %%
+#| export presets
+def make_config(
+    preset: str = "full",  # smoke, demo, kaggle or full
+    values: dict | None = None,  # dotted field -> value, e.g. {"gan.epochs": 20}
+) -> Config:
+    "Build a validated configuration; raises ValueError with field, value and rule."
+    if preset not in PRESETS:
+        raise ValueError(f"preset = {preset!r}: must be one of {', '.join(PRESETS)}")
+    tree: dict = {"preset": preset}
+    for name, value in {**PRESETS[preset], **(values or {})}.items():
+        *sections, field = name.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
+        branch[field] = _parse(value)
+    return read_config(tree)
+
+
+def read_config(tree: dict) -> Config:
+    "Validate a configuration that was read from config.json."
+    try:
+        return Config.model_validate({key: part for key, part in tree.items() if key != "units"})
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from error
+
+
+# %% [markdown]
+# The specification's numbers are the defaults, and a wrong value says what is wrong with it.
+
+# %%
+full = make_config("full")
+test_eq((full.gan.epochs, full.training.epochs, full.gan.frames), (10, 24, 1292))
+test_eq(full.training.unfreeze, ((8, 1), (12, 2), (16, 3)))
+test_eq((full.gan.weak_below, full.gan.strong_above), (0.60, 0.95))
+test_eq(make_config("smoke", {"gan.epochs": "3"}).gan.epochs, 3)
+test_fail(lambda: make_config("smoke", {"gan.epochs": 0}), contains="gan.epochs = 0")
+test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5")
+test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
+test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
+
+# %% [markdown]
+# ## Reading and comparing
+#
+# The table gives every field with its unit and source. Two configurations differ in named
+# fields: that is what a run says when it is resumed with another configuration.
+
+
+# %%
+#| export presets
+def flatten(config: Config) -> dict:
+    "List every field under its dotted name."
+    flat = {}
+    for name, value in config:
+        inner = dict(value) if isinstance(value, BaseModel) else None
+        flat |= {f"{name}.{k}": v for k, v in inner.items()} if inner else {name: value}
+    return flat
+
+
+def field_table(config: Config) -> pd.DataFrame:
+    "Describe every field: value, unit, meaning, source."
+    rows = []
+    for name, value in flatten(config).items():
+        *section, field = name.split(".")
+        model = type(getattr(config, section[0])) if section else Config
+        info = model.model_fields[field]
+        rows.append({"field": name, "value": value, **info.json_schema_extra})
+        rows[-1]["meaning"] = info.description
+    return pd.DataFrame(rows)
+
+
+def changed_fields(old: Config, new: Config) -> list[str]:
+    "Name the fields in which two configurations differ, as 'field: old -> new'."
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before[name]} -> {after[name]}" for name in after if after[name] != before[name]
+    ]
+
+
+# %%
+test_eq(changed_fields(full, make_config("full", {"gan.decay": 0.9})), ["gan.decay: 0.99 -> 0.9"])
+field_table(full).query("source == 'specification'").head(8)
+
+
+# %%
+#| export presets
+def config_record(config: Config) -> dict:
+    "Make the content of config.json: every field, and the unit of each."
+    table = field_table(config)
+    units = dict(zip(table["field"], table["unit"], strict=True))
+    return config.model_dump(mode="json") | {"units": units}
+
+
+# %%
+test_eq(read_config(config_record(full)), full)
+
+
+# %%
+#| export presets
+def save_config(run, config: Config) -> pd.DataFrame:
+    "Write config.json into a run and return the table of fields."
+    run.save("config.json", config_record(config))
+    return field_table(config)
+
+
+# %% [markdown]
+# ## On the run
+#
+# Every number that this run used. Change one with `--set section.field=value`.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=2)
+
+# %%
+table = save_config(run, config)
+with pd.option_context("display.max_rows", None, "display.max_colwidth", None):
+    display(table)
+
+# %% [markdown]
+# The schedule of the predictor as a picture: how many of the last blocks may move, by epoch.
+
+# %%
+epochs = np.arange(1, config.training.epochs + 1)
+blocks = [
+    max([b for e, b in config.training.unfreeze if e <= epoch], default=0) for epoch in epochs
+]
+figure, axes = subplots(size=(6, 2.4))
+axes.step(epochs, blocks, where="mid", color=COLORS["model"])
+axes.set(title="Trainable blocks of the ViT", xlabel="epoch", ylabel="last blocks (count)")
+axes.set_ylim(0, max(blocks) + 1)
+run.headline("02_config", f"{len(table)} fields, preset {config.preset}", figure)

@@ -1,0 +1,705 @@
+# %%
+#| default_exp data
+
+# %% [markdown]
+# # Data
+#
+# > DEAM, or any songs of yours: found, audited, split by artist, decoded once.
+#
+# In comes a folder in DEAM's layout, or a table of files. Out come `songs.csv`, which lists every
+# song with its part or the reason why it is left out, the log-mel spectrograms of all usable
+# songs, and an audit of the labels. Nothing that a model sees is decided anywhere else.
+
+# %%
+#| export annotations
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from musemo.core import MusemoError
+
+# %%
+#| export
+import hashlib
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pandas as pd
+import soundfile
+import soxr
+import torch
+from joblib import Parallel, delayed
+
+from musemo.annotations import (
+    LABELS,
+    SCALES,
+    audit_labels,
+    exchange_labels,
+    plain_name,
+    read_annotations,
+    read_artists,
+    read_dynamic,
+    read_own_table,
+)
+from musemo.config import AudioConfig, Config
+from musemo.core import MusemoError, Run, progress, rng_for, write_atomic
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_close, test_eq, test_fail
+from IPython.display import display
+
+from musemo.core import COLORS, player, plot_log_mel, subplots
+
+# %% [markdown]
+# ## Reading the tables
+#
+# DEAM's headers are odd: a blank after each comma, one inside a name. A value off the 1-9 scale
+# is refused with its song, since a silent clip would be a wrong label.
+
+
+# %%
+#| export annotations
+LABELS = ["valence", "arousal"]
+SCALES = {"1-9": (1, 9), "-1-1": (-1, 1), "0-1": (0, 1)}
+
+
+def plain_name(name: str) -> str:
+    "Lower a name and make its blanks and hyphens underscores."
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+
+def _read_table(path: Path, needed: list[str]) -> pd.DataFrame:
+    "Read a table with plain column names; raises MusemoError where a column is missing."
+    try:
+        table = pd.read_csv(path, skipinitialspace=True, encoding="utf-8-sig", dtype=str)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise MusemoError(f"{path}: is no readable comma-separated table ({error})") from error
+    table.columns = [plain_name(name) for name in table.columns]
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise MusemoError(
+            f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.columns)}"
+        )
+    return table
+
+
+def _numbers(table: pd.DataFrame, column: str, path: Path, low: float, high: float) -> pd.Series:
+    "Read a column as numbers within bounds; raises MusemoError with the first bad row."
+    values = pd.to_numeric(table[column], errors="coerce")
+    bad = ~values.between(low, high)
+    if bad.any():
+        row = bad.idxmax()
+        raise MusemoError(
+            f"{path}, row {row + 2}: {column} = {table[column][row]!r} must be a number from "
+            f"{low} to {high}; mend the row or remove it"
+        )
+    return values
+
+
+# %%
+#| export annotations
+def read_annotations(
+    path: Path,  # a static table of DEAM, 1-9
+) -> pd.DataFrame:  # song_id; valence and arousal with _std, still 1-9
+    "Read one of DEAM's tables of song-level labels."
+    raw = _read_table(path, ["song_id", "valence_mean", "arousal_mean"])
+    songs = pd.DataFrame({"song_id": _numbers(raw, "song_id", path, 0, 1e9).astype(int)})
+    for label in LABELS:
+        songs[label] = _numbers(raw, f"{label}_mean", path, 1, 9)
+        spread = raw.get(f"{label}_std", pd.Series(np.nan, raw.index))
+        songs[f"{label}_std"] = pd.to_numeric(spread, errors="coerce")
+    twice = songs["song_id"].duplicated()
+    if twice.any():
+        raise MusemoError(f"{path}: song_id {songs['song_id'][twice].iloc[0]} stands there twice")
+    return songs
+
+
+def read_own_table(
+    path: Path,  # columns file (beside the table), valence, arousal; artist if known
+    scale: str,  # a key of SCALES
+) -> pd.DataFrame:  # song_id, file, artist; labels still on `scale`
+    "Read a user's own table of songs."
+    raw = _read_table(path, ["file", *LABELS])
+    songs = pd.DataFrame({"song_id": np.arange(1, len(raw) + 1), "file": raw["file"].fillna("")})
+    songs["artist"] = raw.get("artist", pd.Series("", raw.index)).fillna("").str.strip()
+    for label in LABELS:
+        songs[label] = _numbers(raw, label, path, *SCALES[scale])
+        songs[f"{label}_std"] = np.nan
+    return songs
+
+
+# %%
+#| export annotations
+def read_artists(paths: list[Path]) -> dict[int, str]:
+    "Read who made which song, from DEAM's metadata tables where they are there."
+    artists = {}
+    for path in paths:
+        table = _read_table(path, [])
+        keys = [name for name in ("song_id", "id") if name in table]
+        if keys and "artist" in table:
+            ids = pd.to_numeric(table[keys[0]], errors="coerce")
+            names = table["artist"].fillna("").str.strip()
+            artists |= {int(i): name for i, name in zip(ids, names, strict=True) if i == i}
+    return artists
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    table = Path(folder) / "t.csv"
+    table.write_text("song_id, valence_mean, valence_ std, arousal_mean\r\n7, 5.8, 1.5, 6.4\r\n")
+    test_eq(read_annotations(table).iloc[0].to_list()[:3], [7, 5.8, 1.5])
+    table.write_text("song_id,valence_mean,arousal_mean\n7,12,6\n")
+    test_fail(lambda: read_annotations(table), contains="row 2: valence_mean = '12'")
+    table.write_text("song_id,valence\n7,5\n")
+    test_fail(lambda: read_annotations(table), contains="has no column valence_mean")
+
+# %% [markdown]
+# ## The label audit
+#
+# The published table exchanges valence and arousal in its first 744 songs. Two witnesses say so:
+# its content, by which the table is known, and the songs' own second-by-second annotations,
+# whose mean goes with the *other* column. Another data set may use the same ids; it differs in
+# content and stays as it is.
+
+# %%
+#| export annotations
+# Valence and arousal as published (1-9) for the first songs of the 2013 edition.
+_published = {
+    2: (3.1, 3.0),
+    3: (3.5, 3.3),
+    4: (5.7, 5.5),
+    5: (4.4, 5.3),
+    7: (5.8, 6.4),
+    8: (3.2, 4.8),
+    10: (4.0, 4.7),
+    12: (5.5, 5.8),
+    13: (3.2, 4.0),
+    17: (4.4, 6.0),
+}
+EXCHANGED_UP_TO = 1000  # ids of the 2013 edition
+
+
+def is_published_deam(
+    songs: pd.DataFrame,  # song_id, valence, arousal on 1-9
+) -> bool:
+    "Recognise DEAM's published table by its content."
+    known = songs[songs["song_id"].isin(_published)]
+    pairs = zip(known["song_id"], known["valence"], known["arousal"], strict=True)
+    return len(known) >= 5 and all(_published[i] == (v, a) for i, v, a in pairs)
+
+
+def read_dynamic(
+    paths: dict[str, Path],  # "valence" and "arousal" -> table of samples in [-1, 1]
+) -> pd.DataFrame:  # index song_id; mean of each song's samples
+    "Average the dynamic annotations of each song; no rows where a table is missing."
+    if set(paths) != set(LABELS):
+        return pd.DataFrame(columns=LABELS, dtype=float)
+    tables = {label: pd.read_csv(paths[label]).set_index("song_id") for label in LABELS}
+    return pd.DataFrame({label: table.mean(axis=1) for label, table in tables.items()})
+
+
+def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
+    "Correlate each static column with both dynamic ones."
+    both = songs.set_index("song_id").join(dynamic.add_suffix("_dynamic"), how="inner")
+    result = {"songs": len(both)}
+    for label in LABELS:
+        for other in LABELS:
+            r = both[label].corr(both[f"{other}_dynamic"]) if len(both) > 2 else np.nan
+            result[f"{label}_with_dynamic_{other}"] = None if np.isnan(r) else round(float(r), 3)
+    return result
+
+
+# %%
+#| export annotations
+def audit_labels(
+    songs: pd.DataFrame,  # song_id, valence, arousal on 1-9
+    dynamic: pd.DataFrame,  # as read_dynamic gives it
+) -> dict:  # recognised, evidence by block of ids, exchanged song ids
+    "Decide which songs have their labels exchanged, with the evidence."
+    recognised = is_published_deam(songs)
+    ids = songs["song_id"]
+    edges = [0, EXCHANGED_UP_TO, 2000, ids.max()] if recognised else [-1, ids.max()]
+    blocks = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        block = songs[ids.between(low + 1, high)]
+        if len(block):
+            span = f"{block['song_id'].min()}-{block['song_id'].max()}"
+            blocks.append({"ids": span, **_correlations(block, dynamic)})
+    if recognised and blocks[0]["songs"] >= 30:
+        first = blocks[0]
+        if first["valence_with_dynamic_valence"] > first["valence_with_dynamic_arousal"]:
+            raise MusemoError(
+                "the table is DEAM's published one, yet its dynamic annotations contradict the "
+                "exchange of labels; set data.labels=published to take it as it is"
+            )
+    exchanged = ids[ids <= EXCHANGED_UP_TO].tolist() if recognised else []
+    return {"recognised": recognised, "exchanged": exchanged, "blocks": blocks}
+
+
+def exchange_labels(songs: pd.DataFrame, ids: list[int]) -> pd.DataFrame:
+    "Exchange valence and arousal, and their spreads, in the named songs."
+    songs = songs.copy()
+    rows = songs["song_id"].isin(ids)
+    for suffix in ("", "_std"):
+        pair = [f"valence{suffix}", f"arousal{suffix}"]
+        songs.loc[rows, pair] = songs.loc[rows, pair[::-1]].to_numpy(copy=True)
+    return songs
+
+
+# %% [markdown]
+# The exchange undoes itself, a table with DEAM's values is recognised, and one with DEAM's ids
+# but other values is not.
+
+# %%
+songs = pd.DataFrame(_published, index=LABELS).T.rename_axis("song_id").reset_index()
+songs = songs.assign(valence_std=1.0, arousal_std=2.0)
+audit = audit_labels(songs, read_dynamic({}))
+test_eq((audit["recognised"], len(audit["exchanged"])), (True, 10))
+mended = exchange_labels(songs, audit["exchanged"])
+test_eq(mended.loc[0, ["valence", "arousal", "valence_std"]].tolist(), [3.0, 3.1, 2.0])
+test_eq(exchange_labels(mended, audit["exchanged"]), songs)
+test_eq(audit_labels(mended, read_dynamic({}))["exchanged"], [])
+
+# %% [markdown]
+# ## Finding the files
+#
+# DEAM travels under many roofs: the official archives, old and new Kaggle mounts, folders with
+# spaces or underscores. The names of its annotation files are the same everywhere, so those are
+# searched for, and nothing else about the layout is assumed.
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Sources:
+    "Where the tables and the sound of a data set lie."
+
+    tables: list[Path]
+    dynamic: dict[str, Path] = field(default_factory=dict)  # "valence", "arousal"
+    metadata: list[Path] = field(default_factory=list)
+    audio: dict[str, Path] = field(default_factory=dict)  # file stem -> path
+
+
+AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff"}
+
+
+def find_deam(
+    root: Path,  # anywhere above the annotation files
+) -> Sources:
+    "Find DEAM's files by name; raises MusemoError where there is no annotation table."
+    tables, dynamic, metadata, audio = {}, {}, {}, {}
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path, plain = Path(folder) / name, plain_name(name)
+            if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
+                tables.setdefault(plain, path)
+            elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
+                path.parent.name
+            ):
+                dynamic.setdefault(path.stem.lower(), path)
+            elif re.fullmatch(r"(metadata.*|songs_info)\.csv", plain):
+                metadata.setdefault(plain, path)
+            elif path.suffix.lower() in AUDIO_SUFFIXES:
+                audio.setdefault(path.stem, path)
+    if not tables:
+        raise MusemoError(
+            f"data.path = {str(root)!r}: holds no static_annotations_averaged_songs*.csv; "
+            "name a folder above DEAM's annotations, or a .csv with file, valence, arousal"
+        )
+    return Sources(list(tables.values()), dynamic, list(metadata.values()), audio)
+
+
+def find_data(config: Config) -> Sources:
+    "Find what data.path names: a folder in DEAM's layout, or a table of files."
+    path = Path(config.data.path).expanduser()
+    if not path.exists():
+        raise MusemoError(f"data.path = {config.data.path!r}: there is no such folder or table")
+    if path.is_dir():
+        sources = find_deam(path)
+        for table in sources.tables:
+            read_annotations(table)
+        return sources
+    read_own_table(path, config.data.scale)
+    return Sources([path])
+
+
+# %% [markdown]
+# A made-up DEAM with underscores in its names, as one Kaggle copy has it, is found all the same.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    table = Path(folder) / "x/song_level/static_annotations_averaged_songs_1_2000.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("song_id, valence_mean, arousal_mean\r\n2, 3.1, 3.0\r\n")
+    (Path(folder) / "2.mp3").touch()
+    found = find_deam(Path(folder))
+    test_eq((found.tables, list(found.audio)), ([table], ["2"]))
+    test_fail(lambda: find_deam(Path(folder) / "none"), contains="holds no static_annotations")
+
+# %% [markdown]
+# ## The split
+#
+# Songs of one artist sound alike, so an artist belongs to one part. Shuffled artists fill the
+# test part, then validation; the rest trains.
+
+
+# %%
+#| export
+MIN_SONGS = 6
+
+
+def split_songs(
+    artists: list[str],  # of each song; empty: the song stands for itself
+    *,
+    validation: float,  # share of songs
+    test: float,  # share of songs
+    rng: np.random.Generator,
+) -> list[str]:  # train, val or test of each song
+    "Split songs, keeping an artist together; raises MusemoError for fewer than MIN_SONGS."
+    n = len(artists)
+    if n < MIN_SONGS:
+        raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}")
+    groups = [artist or f"\0{i}" for i, artist in enumerate(artists)]
+    size = Counter(groups)
+    names = sorted(size)
+    if len(names) < 3:
+        raise MusemoError(f"{len(names)} artists: three parts need at least 3")
+    rng.shuffle(names)
+    part = {}
+    for split, share in (("test", test), ("val", validation)):
+        room, chosen = max(1, round(share * n)), []
+        for name in names:
+            if size[name] <= room:
+                chosen.append(name)
+                room -= size[name]
+        # Where nobody fits, the smallest goes in: a part is never empty.
+        part |= dict.fromkeys(chosen or [min(names, key=size.get)], split)
+        names = [name for name in names if name not in part]
+    return [part.get(group, "train") for group in groups]
+
+
+# %%
+artists = [f"artist {i % 20}" for i in range(60)] + [""] * 40
+parts = split_songs(artists, validation=0.15, test=0.2, rng=rng_for(0, "split"))
+by_artist = pd.Series(parts[:60]).groupby(artists[:60]).nunique()
+test_eq(by_artist.max(), 1)
+test_eq(parts, split_songs(artists, validation=0.15, test=0.2, rng=rng_for(0, "split")))
+test_fail(
+    lambda: split_songs(["", ""], validation=0.2, test=0.2, rng=rng_for(0)), contains="at least 6"
+)
+pd.Series(parts).value_counts()
+
+# %% [markdown]
+# ## From file to log-mel
+#
+# libsndfile reads, soxr resamples, torch transforms: the same picture as librosa's, several
+# times faster. Loudness stays in it.
+
+
+# %%
+#| export
+def decode(
+    path: str | Path,
+    audio: AudioConfig,
+) -> np.ndarray:  # (S,) float32 mono at audio.sample_rate, at most clip_seconds long
+    "Decode a file to mono; raises MusemoError where it is no sound that can be read."
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            wave = file.read(int((audio.clip_seconds + 0.1) * rate), "float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
+    if not np.isfinite(wave).all():
+        raise MusemoError(f"{path}: holds samples that are no numbers")
+    wave = soxr.resample(wave.mean(axis=1), rate, audio.sample_rate)
+    return wave[: int(audio.clip_seconds * audio.sample_rate)]
+
+
+@lru_cache
+def mel_filters(audio: AudioConfig) -> torch.Tensor:  # (M, n_fft / 2 + 1)
+    "Make librosa's Slaney mel filter bank once for a configuration."
+    return torch.from_numpy(librosa.filters.mel(**audio.mel))
+
+
+def log_mel_of(
+    wave: np.ndarray,  # (S,) mono at audio.sample_rate
+    audio: AudioConfig,
+) -> np.ndarray:  # (M, T) float16 in [-1, 1]
+    "Compute the log-mel spectrogram on the fixed decibel scale of the configuration."
+    window = torch.hann_window(audio.n_fft)
+    spectrum = torch.stft(
+        torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)),
+        audio.n_fft,
+        audio.hop,
+        window=window,
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power = mel_filters(audio) @ spectrum.abs().square()  # (M, T)
+    return audio.to_unit(10 * power.clamp(min=1e-10).log10().numpy()).astype(np.float16)
+
+
+# %% [markdown]
+# librosa is the reference: the two agree to the precision that half-precision storage has.
+
+# %%
+audio = AudioConfig(clip_seconds=3.0)
+seconds = np.arange(3 * 22050) / 22050
+wave = (0.3 * np.sin(2 * np.pi * 440 * seconds**1.2)).astype(np.float32)
+reference = librosa.feature.melspectrogram(y=wave, hop_length=512, **audio.mel)
+reference = np.clip(librosa.power_to_db(reference, ref=1.0, amin=1e-10, top_db=None), -60, 40)
+ours = audio.to_db(log_mel_of(wave, audio))
+test_eq(ours.shape, (128, audio.frames))
+test_close(ours, reference, eps=0.05)
+
+# %% [markdown]
+# ## Decoding once
+#
+# A song's spectrogram is kept under a key made of the file's bytes and the sound settings. A
+# second run decodes nothing; a changed file or setting has another key. What cannot be used is
+# a reason, not an error: one bad file must not end a run.
+
+
+# %%
+#| export
+def cached_log_mel(
+    path: Path,
+    audio: AudioConfig,
+    cache: Path,  # folder of spectrograms by key
+    min_seconds: float,
+) -> tuple[str, str]:  # "ok" and the cached file, or another status and its reason
+    "Make sure that a song's log-mel lies in the cache, or say why it cannot be used."
+    try:
+        key = hashlib.blake2b(path.read_bytes(), digest_size=16)
+    except OSError as error:
+        return "unreadable", f"{path.name}: {error.strerror}"
+    key.update(audio.model_dump_json().encode())
+    target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
+    if not target.exists():
+        try:
+            wave = decode(path, audio)
+        except MusemoError as error:
+            return "unreadable", str(error).replace(str(path), path.name)
+        write_atomic(target, log_mel_of(wave, audio))
+    log_mel = np.load(target, mmap_mode="r")
+    seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
+    if seconds < min_seconds:
+        return "too_short", f"{seconds:.1f} s of at least {min_seconds:g} s"
+    return ("silent", "no sound above db_min") if log_mel.max() <= -1 else ("ok", str(target))
+
+
+def extract_log_mels(
+    paths: list[Path], config: Config
+) -> list[tuple[str, str]]:  # as cached_log_mel gives it, in the order of paths
+    "Bring the log-mels of many songs into the cache, over processes, with a progress bar."
+    cache = Path(config.data.cache).expanduser()
+    # A process takes seconds to start: below 64 songs for each it costs more than it gives.
+    workers = min(config.data.workers or os.cpu_count(), max(1, len(paths) // 64))
+    jobs = (
+        delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
+        for path in paths
+    )
+    found = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    return list(progress(found, desc="decoding", total=len(paths)))
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    good, bad = Path(folder) / "good.wav", Path(folder) / "bad.mp3"
+    soundfile.write(good, wave, 22050)
+    bad.write_text("this is no music")
+    settings = [audio, Path(folder) / "cache", 2.0]
+    status, where = cached_log_mel(good, *settings)
+    before = os.stat(where).st_mtime_ns
+    test_eq(cached_log_mel(good, *settings), ("ok", where))
+    test_eq(os.stat(where).st_mtime_ns, before)
+    test_eq(cached_log_mel(bad, *settings)[0], "unreadable")
+    test_eq(cached_log_mel(good, *settings[:2], 5.0), ("too_short", "3.0 s of at least 5 s"))
+
+# %% [markdown]
+# ## The stage
+#
+# Tables, audit and sound come together in one list. Every song of it has a status; the usable
+# ones have a part and a row in `logmel.npy`.
+
+
+# %%
+#| export
+def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
+    "List the songs of a folder in DEAM's layout; files without a label stand at the end."
+    sources = find_deam(path)
+    songs = pd.concat(map(read_annotations, sources.tables), ignore_index=True)
+    songs = songs.drop_duplicates("song_id").sort_values("song_id", ignore_index=True)
+    audit = audit_labels(songs, read_dynamic(sources.dynamic))
+    if labels == "corrected":
+        songs = exchange_labels(songs, audit["exchanged"])
+    artists = read_artists(sources.metadata)
+    songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
+    files = [sources.audio.get(str(i)) for i in songs["song_id"]]
+    extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
+    unlabelled = pd.DataFrame({"song_id": np.full(len(extra), -1)})
+    files += [sources.audio[stem] for stem in extra]
+    return pd.concat([songs, unlabelled], ignore_index=True), audit, files
+
+
+def list_songs(
+    config: Config,
+) -> tuple[pd.DataFrame, dict, list[Path | None]]:  # labels in [-1, 1]; audit; each song's file
+    "List every song that has a label or a file, with what is missing of it."
+    path = Path(config.data.path).expanduser()
+    find_data(config)
+    if path.is_dir():
+        songs, audit, files = _list_deam(path, config.data.labels)
+        low, high = SCALES["1-9"]
+    else:
+        songs = read_own_table(path, config.data.scale)
+        files = [path.parent / name for name in songs["file"]]
+        files = [file if file.is_file() else None for file in files]
+        audit = {"recognised": False, "exchanged": [], "blocks": []}
+        low, high = SCALES[config.data.scale]
+    for label in LABELS:
+        songs[label] = (songs[label] - low) / (high - low) * 2 - 1
+        songs[f"{label}_std"] *= 2 / (high - low)
+    songs["file"] = [file.name if file else "" for file in files]
+    songs["status"] = np.where(songs["valence"].isna(), "no_label", "ok")
+    songs.loc[songs["file"] == "", "status"] = "no_audio"
+    return songs, audit, files
+
+
+# %%
+#| export
+REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
+
+
+def _split_usable(songs: pd.DataFrame, config: Config) -> pd.DataFrame:
+    "Give each usable song its part; raises MusemoError with all counts where they are too few."
+    usable, data = songs["status"] == "ok", config.data
+    shares = {"validation": data.validation, "test": data.test}
+    try:
+        parts = split_songs(
+            songs.loc[usable, "artist"].tolist(), **shares, rng=rng_for(config.seed, "split")
+        )
+    except MusemoError as error:
+        counts = ", ".join(f"{n} {status}" for status, n in songs["status"].value_counts().items())
+        raise MusemoError(f"{error}; data.path = {data.path!r} has {counts}") from error
+    songs["split"] = ""
+    songs.loc[usable, "split"] = parts
+    return songs
+
+
+def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
+    "Leave songs.csv, logmel.npy and label_audit.json in the run; returns songs and audit."
+    songs, audit, files = list_songs(config)
+    songs["reason"] = songs["status"].map(REASONS)
+    there = songs.index[songs["status"] == "ok"]
+    found = dict(zip(there, extract_log_mels([files[i] for i in there], config), strict=True))
+    for i, (status, where) in found.items():
+        songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
+    songs = _split_usable(songs, config)
+    usable = songs.index[songs["status"] == "ok"]
+    log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
+    songs["frames"], songs["row"] = 0, -1
+    for row, i in enumerate(usable):
+        one = np.load(found[i][1])
+        log_mel[row, :, : one.shape[1]] = one
+        songs.loc[i, ["frames", "row"]] = one.shape[1], row
+    units = {"exchanged": "song_id", "blocks": "Pearson r of the table as published"}
+    audit |= {"applied": config.data.labels == "corrected", "units": units}
+    run.save("label_audit.json", audit)
+    run.save("logmel.npy", log_mel)
+    run.save("songs.csv", songs)
+    return songs, audit
+
+
+# %% [markdown]
+# ## On the run
+#
+# What this run's data is, and what was left out.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=3)
+
+# %%
+songs, audit = prepare_data(run, config)
+display(songs["status"].value_counts().rename("songs").to_frame())
+display(
+    songs.query("status == 'ok'")
+    .groupby("split")[["valence", "arousal"]]
+    .agg(["count", "mean", "std"])
+    .round(2)
+)
+
+# %% [markdown]
+# The audit of the labels: each static column should go with the dynamic column of its own name.
+# Where it goes with the other one instead, the table has them exchanged.
+
+# %%
+if audit["exchanged"]:
+    done = "exchanged back" if audit["applied"] else "left as published (data.labels)"
+    print(f"{len(audit['exchanged'])} songs have valence and arousal exchanged: {done}.")
+else:
+    print("No exchanged labels.")
+pd.DataFrame(audit["blocks"])
+
+# %% [markdown]
+# Songs on the valence-arousal plane, and three of them as the models see them: from low to high
+# arousal, loudness and density rise.
+
+# %%
+usable = songs[songs["status"] == "ok"]
+figure, axes = subplots(1, 4, size=(3.4, 3))
+for split, color in zip(("train", "val", "test"), ("real", "third", "model"), strict=True):
+    part = usable[usable["split"] == split]
+    axes[0].scatter(part["valence"], part["arousal"], s=9, color=COLORS[color], label=split)
+axes[0].set(title="Songs", xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]")
+axes[0].legend()
+by_arousal = usable.sort_values("arousal", ignore_index=True)
+shown = by_arousal.iloc[[0, len(by_arousal) // 2, len(by_arousal) - 1]]
+log_mel = run.load("logmel.npy")
+bands = librosa.mel_frequencies(
+    config.audio.n_mels, fmin=config.audio.f_min, fmax=config.audio.f_max
+)
+for panel, song in zip(axes[1:], shown.itertuples(), strict=True):
+    image = plot_log_mel(
+        panel,
+        config.audio.to_db(log_mel[song.row, :, : song.frames]),
+        sample_rate=config.audio.sample_rate,
+        hop=config.audio.hop,
+        bands=bands,
+        limits=(config.audio.db_min, config.audio.db_max),
+        title=f"song {song.song_id}: V {song.valence:+.2f}, A {song.arousal:+.2f}",
+    )
+figure.colorbar(image, ax=axes[-1], label="level (dB)")
+counts = ", ".join(f"{n} {split}" for split, n in usable["split"].value_counts().items())
+number = f"{len(usable)} songs ({counts}), {len(audit['exchanged'])} labels corrected"
+run.headline("03_data", number, figure)
+
+# %% [markdown]
+# The same three songs to hear.
+
+# %%
+_, _, files = list_songs(config)
+for song in shown.itertuples():
+    path = next(file for file in files if file and file.name == song.file)
+    sound = decode(path, config.audio)[: 8 * config.audio.sample_rate]
+    label = f"song {song.song_id}: valence {song.valence:+.2f}, arousal {song.arousal:+.2f}"
+    display(player(sound, config.audio.sample_rate, label=label))

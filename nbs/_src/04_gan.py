@@ -1,0 +1,471 @@
+# %%
+#| default_exp gan
+
+# %% [markdown]
+# # Generator and discriminator
+#
+# > Two small networks: one draws a spectrogram for an emotion, the other tells it from real music.
+#
+# In comes noise with a wanted valence and arousal; out comes a log-mel window in [-1, 1], the
+# scale of section 3. Nothing here knows a loss or an optimiser: section 5 trains. Both
+# networks fit any number of frames, and the configuration alone gives their size.
+#
+# Shapes: B batch, M mel bands, T frames, C channels, D numbers of the condition.
+
+# %%
+#| export
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from musemo.config import Config
+
+# %%
+#| hide
+from fastcore.test import test_close, test_eq
+
+from musemo.presets import make_config
+from musemo.core import cut_windows, load_part, plot_log_mel, subplots
+
+# %% [markdown]
+# ## The condition
+#
+# Two numbers are little beside 128 of noise, and a network would learn to overhear them. The
+# specification's two-layer MLP spreads valence and arousal over as many numbers as a layer needs.
+
+
+# %%
+#| export
+def condition_mlp(
+    hidden: int,
+    size: int,  # D, numbers of the embedding
+) -> nn.Sequential:
+    "Build the two-layer MLP that embeds valence and arousal: (B, 2) -> (B, D)."
+    return nn.Sequential(nn.Linear(2, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, size))
+
+
+# %%
+test_eq(condition_mlp(4, 6)(torch.zeros(3, 2)).shape, (3, 6))
+
+# %% [markdown]
+# ## Attention with a way around it
+#
+# A convolution sees its neighbours; a beat repeats far away. Self-attention lets every place
+# look at every other. `gamma` starts at zero, so the layer is the identity until training
+# finds a use for it. The fused kernel never holds the whole table of places by places.
+
+
+# %%
+#| export
+class SelfAttention(nn.Module):
+    "Self-attention over all places of a map, added to its input with a learned weight."
+
+    def __init__(
+        self,
+        channels: int,  # C, even
+        heads: int = 2,
+    ):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))  # Zhang 2019, SAGAN
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Mix places: (B, C, m, t) -> (B, C, m, t)."
+        batch, channels, rows, columns = x.shape
+        shape = (3, self.heads, channels // self.heads, rows * columns)
+        q, k, v = self.qkv(x).unflatten(1, shape[:3]).flatten(4).transpose(3, 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, m * t, C / heads)
+        mixed = mixed.transpose(2, 3).reshape(batch, channels, rows, columns)
+        return x + self.gamma * self.out(mixed)
+
+
+# %%
+attention, x = SelfAttention(8), torch.randn(2, 8, 3, 5)
+assert torch.equal(attention(x), x)
+attention.gamma.data.fill_(1.0)
+# Attention has no notion of place: mirrored in, mirrored out.
+test_close(attention(x.flip(3)), attention(x).flip(3), eps=1e-5)
+
+# %% [markdown]
+# ## Up-sampling without a checkerboard
+#
+# A transposed convolution paints overlapping stamps. With kernel 4 and stride 2 every output
+# pixel lies under equally many, and still the stamps print a pattern of period two; a
+# discriminator that hunts it never gets to the music. The fixed kernel 1 2 1 in both
+# directions has a zero exactly there: what period two a layer prints, it takes away.
+
+
+# %%
+#| export
+class Doubling(nn.ConvTranspose2d):
+    "A transposed convolution that doubles a map, smoothed so that it prints no pattern."
+
+    def __init__(
+        self,
+        inputs: int,  # channels in
+        outputs: int,  # channels out
+    ):
+        super().__init__(inputs, outputs, kernel_size=4, stride=2, padding=1)
+        hill = torch.tensor([0.25, 0.5, 0.25])
+        kernel = (hill[:, None] * hill).expand(outputs, 1, 3, 3)
+        self.register_buffer("kernel", kernel.contiguous(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Double: (B, C, m, t) -> (B, outputs, 2m, 2t)."
+        x = F.pad(super().forward(x), (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(x, self.kernel.to(x.dtype), groups=self.out_channels)
+
+
+# %% [markdown]
+# The proof: a flat map goes in, and how much neighbours differ inside what comes out is the
+# pattern that the layer itself prints.
+
+
+# %%
+def printed_pattern(layer):
+    "Draw a flat map and measure how far columns differ from their neighbours."
+    with torch.no_grad():
+        drawn = layer(torch.ones(1, 16, 8, 16))[0, 0, 4:-4, 4:-4]
+    return drawn, float(drawn.diff(dim=1).abs().mean() / drawn.abs().mean())
+
+
+torch.manual_seed(0)
+plain, printed = printed_pattern(nn.ConvTranspose2d(16, 4, 4, 2, 1))
+smooth, left = printed_pattern(Doubling(16, 4))
+assert printed > 0.1
+test_close(left, 0, eps=1e-5)
+figure, axes = subplots(1, 2, size=(3, 1.8))
+for panel, picture, title in zip(axes, (plain, smooth), ("transposed", "smoothed"), strict=True):
+    panel.imshow(picture - picture.mean(), vmin=-0.3, vmax=0.3, cmap="gray")
+    panel.set(title=title, xlabel="frame", ylabel="band")
+    panel.grid(False)
+
+# %% [markdown]
+# ## A layer that hears the condition
+#
+# A condition that enters only at the seed is washed out on the way. Each up-sampling layer
+# therefore normalises its channels and lets the condition set their level and contrast anew.
+# Noise stays at the seed. Groups are normalised within one picture, so a picture does not
+# depend on its batch.
+
+
+# %%
+#| export
+class UpSampling(nn.Module):
+    "Double a map, then set each channel's contrast and level from the condition."
+
+    def __init__(
+        self,
+        inputs: int,  # channels in
+        outputs: int,  # channels out
+        condition: int,  # D, numbers of the embedded condition
+    ):
+        super().__init__()
+        self.conv = Doubling(inputs, outputs)
+        self.norm = nn.GroupNorm(max(1, outputs // 8), outputs, affine=False)
+        self.style = nn.Linear(condition, 2 * outputs)
+        nn.init.normal_(self.style.weight, std=0.05)
+        nn.init.zeros_(self.style.bias)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        "Up-sample: (B, C, m, t), (B, D) -> (B, outputs, 2m, 2t)."
+        contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
+        return F.leaky_relu(self.norm(self.conv(x)) * (1 + contrast) + level, 0.2)
+
+
+# %%
+layer, condition = UpSampling(16, 8, 6), torch.randn(2, 6)
+test_eq(layer(torch.randn(2, 16, 4, 5), condition).shape, (2, 8, 8, 10))
+
+# %% [markdown]
+# ## The generator
+#
+# Noise and condition become a seed map a sixteenth of the picture's size; four transposed
+# convolutions double it, a last convolution mixes the channels, tanh keeps the range. Widths
+# that are no multiple of 16 are drawn wider and cropped.
+#
+# `level` is one number a band, added before tanh. Section 5 starts it at the mean spectrum of
+# the training songs, so that not a step is spent on finding that treble is quieter than bass.
+
+
+# %%
+#| export
+class Generator(nn.Module):
+    "Draw log-mel windows for wanted emotions."
+
+    def __init__(self, config: Config):
+        super().__init__()
+        gan, bands = config.gan, config.audio.n_mels
+        self.latent, self.frames, self.attention_after = gan.latent, gan.frames, gan.attention_after
+        self.seed_shape = (gan.channels, bands // 16, math.ceil(gan.frames / 16))
+        sizes = [gan.channels >> i for i in range(5)]  # C, C/2, ... C/16
+        self.condition = condition_mlp(gan.condition, gan.condition)
+        self.seed = nn.Linear(gan.latent + gan.condition, math.prod(self.seed_shape))
+        self.layers = nn.ModuleList(
+            UpSampling(a, b, gan.condition) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.attention = SelfAttention(sizes[gan.attention_after])
+        self.last = nn.Conv2d(sizes[-1], 1, kernel_size=3, padding=1)
+        self.level = nn.Parameter(torch.zeros(bands, 1))
+
+    def forward(
+        self,
+        noise: torch.Tensor,  # (B, latent), standard normal
+        labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
+    ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
+        "Draw one window for each row."
+        condition = self.condition(labels)
+        x = self.seed(torch.cat([noise, condition], dim=1)).unflatten(1, self.seed_shape)
+        for i, layer in enumerate(self.layers):
+            x = self.attention(x) if i == self.attention_after else x
+            x = layer(x, condition)
+        return torch.tanh(self.last(x) + self.level)[..., : self.frames]
+
+
+# %% [markdown]
+# Any width comes out as asked, also the 30 s of the specification, and the same noise with
+# another condition gives another picture.
+
+# %%
+tiny = {"gan.channels": 16, "gan.latent": 8, "gan.condition": 4}
+noise, labels = torch.randn(2, 8), torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
+for frames in (64, 100, 1292):
+    wide = make_config("full", {**tiny, "gan.frames": frames, "dataset.window_frames": frames})
+    drawn = Generator(wide)(noise, labels)
+    test_eq(drawn.shape, (2, 1, 128, frames))
+    assert drawn.abs().max() <= 1
+small = make_config("smoke", tiny)
+generator = Generator(small)
+assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)))
+
+# %% [markdown]
+# ## The discriminator
+#
+# It sees two channels, the spectrogram and the condition drawn as a map of the same size. A
+# label holds for the whole window, so its map varies over bands and repeats over frames.
+# Spectral norm bounds every layer: the verdict cannot jump for a change nobody would hear.
+#
+# Two measures serve what we found hard at this scale. The map is scaled to the loudness of a
+# picture, or the bounded layers would overhear it. And the last layer also reads how much the
+# pictures of a batch differ: a generator that draws one picture for everyone is found out.
+
+
+# %%
+#| export
+class Discriminator(nn.Module):
+    "Tell real windows from drawn ones, given the emotion; the verdict is a logit."
+
+    def __init__(self, config: Config):
+        super().__init__()
+        gan, bands = config.gan, config.audio.n_mels
+        self.bands = bands
+        sizes = [2, *(gan.channels >> i for i in (3, 2, 1, 0))]  # two input channels
+        mlp = condition_mlp(gan.condition, bands)
+        self.condition = nn.Sequential(spectral_norm(mlp[0]), mlp[1], spectral_norm(mlp[2]))
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(a, b, kernel_size=4, stride=2, padding=1))
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.verdict = spectral_norm(nn.Linear(gan.channels * bands // 16 + 1, 1))
+
+    def condition_map(self, labels: torch.Tensor, frames: int) -> torch.Tensor:
+        "Draw valence and arousal as a map: (B, 2) -> (B, 1, M, frames)."
+        bands = self.condition(labels) * self.bands**0.5
+        return bands[:, None, :, None].expand(-1, 1, -1, frames)
+
+    def forward(
+        self,
+        pictures: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
+        labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
+    ) -> torch.Tensor:  # (B,) logits, above 0: real
+        "Judge each window by its look and its emotion."
+        x = F.pad(pictures, (0, -pictures.shape[3] % 16), value=-1.0)  # -1 is silence
+        x = torch.cat([x, self.condition_map(labels, x.shape[3])], dim=1)
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+        x = x.mean(dim=3).flatten(1) * x.shape[3] ** 0.5  # (B, C * M / 16)
+        spread = 10 * x.std(dim=0, correction=0).mean()  # Karras 2018, over the batch
+        return self.verdict(torch.cat([x, spread.expand(len(x), 1)], dim=1))[:, 0]
+
+
+# %% [markdown]
+# Every layer's largest singular value is 1, whatever its weights were: that is spectral norm.
+# The estimate is sharpened by one round a training step, so a few rounds come first.
+
+# %%
+torch.manual_seed(0)
+discriminator = Discriminator(small)
+pictures = torch.randn(4, 1, 128, 50).tanh()
+for _ in range(60):
+    logits = discriminator(pictures, torch.randn(4, 2).tanh())
+test_eq(logits.shape, (4,))
+test_eq(discriminator.condition_map(labels, 50).shape, (2, 1, 128, 50))
+for layer in discriminator.modules():
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        test_close(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item(), 1, eps=0.05)
+
+# %% [markdown]
+# ## Both, as the configuration says
+#
+# One call builds the pair. Its sizes are easy to check by hand, and so should be.
+
+
+# %%
+#| export
+def build_gan(config: Config) -> tuple[Generator, Discriminator]:
+    "Build the untrained generator and discriminator from torch's global random state."
+    return Generator(config), Discriminator(config)
+
+
+def network_sizes(**networks: nn.Module) -> dict[str, int]:
+    "Count the trainable parameters of each named network."
+    return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
+
+
+# %%
+L, D, seed = 8, 4, 16 * 8 * 4  # the tiny pair at 128 x 64: latent, condition, seed map
+pairs = [(16, 8), (8, 4), (4, 2), (2, 1)]
+ups = sum(a * b * 16 + b + D * 2 * b + 2 * b for a, b in pairs)
+attention = (8 * 24 + 24) + (8 * 8 + 8) + 1
+drawing = (2 * D + D) + (D * D + D) + ((L + D) * seed + seed) + ups + attention + (9 + 1) + 128
+downs = sum(a * b * 16 + b for a, b in [(2, 2), (2, 4), (4, 8), (8, 16)])
+judging = (2 * D + D) + (D * 128 + 128) + downs + (16 * 8 + 1 + 1)
+pair = dict(zip(("generator", "discriminator"), build_gan(small), strict=True))
+test_eq(network_sizes(**pair), {"generator": drawing, "discriminator": judging})
+
+# %% [markdown]
+# ## Drawing on demand
+#
+# The one way to windows for the sections that follow. Noise comes from its own generator on
+# the CPU, one row a window, so neither the batch size nor the device changes what is drawn.
+
+
+# %%
+#| export
+@torch.no_grad()
+def draw_windows(
+    generator: Generator,
+    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
+    *,
+    rng: torch.Generator,  # on the CPU
+    batch_size: int = 16,
+) -> np.ndarray:  # (N, M, T) float16 in [-1, 1]
+    "Draw one window for each label."
+    device = next(generator.parameters()).device
+    wanted = torch.as_tensor(np.array(labels), dtype=torch.float32)
+    noise = torch.randn(len(wanted), generator.latent, generator=rng)
+    parts = [
+        generator(a.to(device), b.to(device))[:, 0].cpu().numpy()
+        for a, b in zip(noise.split(batch_size), wanted.split(batch_size), strict=True)
+    ]
+    return np.concatenate(parts).astype(np.float16)
+
+
+# %%
+wanted = np.zeros((5, 2))
+drawn = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1))
+test_eq((drawn.shape, drawn.dtype), ((5, 128, 64), np.float16))
+again = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1), batch_size=2)
+test_close(drawn, again, eps=2e-3)
+
+# %% [markdown]
+# ## What training will ask for
+#
+# Weights come five times: themselves, their gradient, Adam's two moments and, of the generator,
+# an average. The rest is what the layers keep for the way back, and grows with the batch:
+# it is counted on one window, and a batch keeps as many more.
+
+
+# %%
+#| export
+def kept_numbers(
+    network: nn.Module,
+    *inputs: torch.Tensor,  # one window's
+) -> int:  # numbers kept for the way back
+    "Count what one window's forward pass keeps for its gradient, without the weights."
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = network(*inputs)  # alive until counted, so that no address is used twice
+    assert result.requires_grad
+    return sum(count for address, count in kept.items() if address not in weights)
+
+
+def training_memory(
+    config: Config,
+    generator: Generator,
+    discriminator: Discriminator,
+) -> float:  # MB, in full precision
+    "Estimate what a training step needs: weights, optimiser and a batch on its way."
+    noise, labels = torch.zeros(1, generator.latent), torch.zeros(1, 2)
+    picture = torch.zeros(1, 1, config.audio.n_mels, generator.frames)
+    window = kept_numbers(generator, noise, labels) + kept_numbers(discriminator, picture, labels)
+    sizes = network_sizes(generator=generator, discriminator=discriminator)
+    weights = 5 * sizes["generator"] + 4 * sizes["discriminator"]
+    return 4 * (weights + config.gan.batch_size * window) / 1e6
+
+
+# %%
+# A linear layer keeps its input for the gradient of its weights, and nothing else.
+test_eq(kept_numbers(nn.Linear(7, 3), torch.zeros(1, 7)), 7)
+assert 0 < training_memory(small, *build_gan(small)) < 200
+
+# %% [markdown]
+# ## On the run
+#
+# The pair at this run's size, before any training: what the generator draws is the floor that
+# training has to leave.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=4)
+
+# %%
+import librosa
+
+# %%
+torch.manual_seed(config.seed)
+generator, discriminator = build_gan(config)
+sizes = network_sizes(generator=generator, discriminator=discriminator)
+megabytes = training_memory(config, generator, discriminator)
+{**sizes, "training, MB": round(megabytes)}
+
+# %% [markdown]
+# Left: a window of a real song. Right: the untrained generator, noise without bands or time.
+
+# %%
+songs, log_mel = load_part(run, "train")
+real, _ = cut_windows(log_mel[:1], songs["frames"].to_numpy()[:1], config.gan.frames)
+labels = songs[["valence", "arousal"]].to_numpy()[:1]
+drawn = draw_windows(generator, labels, rng=torch.Generator().manual_seed(config.seed))
+bands = librosa.mel_frequencies(
+    config.audio.n_mels, fmin=config.audio.f_min, fmax=config.audio.f_max
+)
+figure, axes = subplots(1, 2, size=(4.5, 2.8))
+for panel, picture, title in zip(axes, (real[0], drawn[0]), ("Real", "Untrained"), strict=True):
+    plot_log_mel(
+        panel,
+        config.audio.to_db(picture),
+        sample_rate=config.audio.sample_rate,
+        hop=config.audio.hop,
+        bands=bands,
+        limits=(config.audio.db_min, config.audio.db_max),
+        title=title,
+    )
+millions = " + ".join(f"{count / 1e6:.2f} M" for count in sizes.values())
+run.headline("04_gan", f"{millions} parameters, {megabytes:.0f} MB to train", figure)

@@ -1,0 +1,535 @@
+# %%
+#| default_exp vit
+
+# %% [markdown]
+# # ViT
+#
+# > A Vision Transformer that reads a spectrogram as a picture and answers with valence and arousal.
+#
+# The network, where its weights come from, and which parts of it may move. It knows no loss, no
+# optimiser and no file of the run. Pretrained weights come from a folder, a Kaggle input or the
+# hub; training from scratch is a choice (`vit.weights=scratch`), never what happens when the
+# others fail.
+#
+# Shapes: B batch, P patches, D token width.
+
+# %%
+#| export
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import ViTConfig, ViTModel
+from transformers.utils import logging as transformers_logging
+
+from musemo.config import Config, VitConfig
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_close, test_eq, test_fail
+
+from musemo.presets import make_config
+
+# %% [markdown]
+# ## A picture in, two numbers out
+#
+# The class token goes through dropout and one linear layer. The output is linear while training:
+# a tanh would flatten the slopes just where predictions already hug the middle. When the model
+# is used, answers are clipped to the scale, which can only bring them closer to a label.
+
+
+# %%
+#| export
+class EmotionViT(nn.Module):
+    "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
+
+    def __init__(
+        self,
+        backbone: ViTModel,
+        *,
+        dropout: float = 0.1,  # share, before the head
+        mean: tuple[float, ...] = (0.5,) * 3,  # of the pretraining's pictures, a channel
+        std: tuple[float, ...] = (0.5,) * 3,
+        source: str = "scratch",  # where the weights come from
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.config.hidden_size, 2)
+        self.mean, self.std, self.source = tuple(mean), tuple(std), source
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        "Predict valence and arousal; within [-1, 1] once the model is in eval mode."
+        tokens = self.backbone(pixel_values=pixels).last_hidden_state  # (B, 1 + P, D)
+        emotion = self.head(self.dropout(tokens[:, 0]))  # (B, 2)
+        return emotion if self.training else emotion.clamp(-1, 1)
+
+
+# %%
+tiny = ViTConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    image_size=32,
+    patch_size=16,
+)
+model = EmotionViT(ViTModel(tiny, add_pooling_layer=False)).eval()
+pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+test_eq(model(pixels).shape, (3, 2))
+model.head.bias.data.fill_(5.0)
+test_eq(model(pixels).detach().numpy(), torch.ones(3, 2).numpy())
+
+# %% [markdown]
+# ## The floor as a starting point
+#
+# With zero weights in the head and the training songs' mean label as its bias, the model begins
+# as the mean predictor. Whatever it learns is gained on that floor, and no epoch is spent on
+# finding the middle of the scale.
+
+
+# %%
+#| export
+def start_at_mean(
+    model: EmotionViT,
+    labels: torch.Tensor,  # (N, 2) valence and arousal of the training songs, [-1, 1]
+) -> None:
+    "Make the untrained head answer the mean label, whatever it sees."
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.as_tensor(labels).float().mean(dim=0))
+
+
+# %%
+start_at_mean(model, torch.tensor([[0.2, 0.0], [0.4, -0.2]]))
+test_close(model(pixels).detach().numpy(), [[0.3, -0.1]] * 3, eps=1e-6)
+
+# %% [markdown]
+# ## Where the weights come from
+#
+# Every source ends as a folder with `config.json` and safetensors weights, so there is one
+# reader. Other formats are refused: they can run code.
+
+
+# %%
+#| export
+class WeightsError(ValueError):
+    "Weights that cannot be had or do not fit: the message names the ways out."
+
+
+_ways_out = (
+    "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
+    "2) on Kaggle, attach a ViT as an input (Add Input, Models), "
+    "3) vit.weights=scratch to train a small ViT without pretraining"
+)
+
+
+def is_vit_folder(folder: Path) -> bool:
+    "Say whether a folder holds a ViT: its config.json and safetensors weights."
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return kind == "vit" and any(folder.glob("*.safetensors"))
+
+
+# %% [markdown]
+# Kaggle mounts a model at `/kaggle/input/SLUG/FRAMEWORK/VARIATION/VERSION`, and a data set
+# elsewhere, so the folder is found by what is in it. Of several, the one named like the wanted
+# checkpoint is taken; if that does not decide, the choice is the user's.
+
+
+# %%
+#| export
+def find_kaggle_weights(
+    name: str,  # the checkpoint's hub name
+    root: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
+) -> Path | None:
+    "Find a ViT among Kaggle's inputs; raises WeightsError where several would do."
+    root = Path(root)
+    found = sorted(path.parent for path in root.rglob("config.json") if is_vit_folder(path.parent))
+    wanted = name.rsplit("/", 1)[-1].lower()
+    named = [path for path in found if wanted in str(path.relative_to(root)).lower()]
+    found = named or found
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found[:5])
+        raise WeightsError(f"{len(found)} ViTs below {root}: set vit.weights to one of {names}")
+    return found[0] if found else None
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    test_eq(find_kaggle_weights("google/vit-base", folder), None)
+    for name in ("vit-base", "vit-large"):
+        model.backbone.save_pretrained(Path(folder) / name / "transformers/default/1")
+    test_eq(find_kaggle_weights("google/vit-base", folder).parts[-4], "vit-base")
+    test_fail(lambda: find_kaggle_weights("my/other", folder), contains="2 ViTs below")
+
+# %% [markdown]
+# A hub name is downloaded once, or taken from the hub's own cache; without network and cache
+# the error says what else can be done.
+
+
+# %%
+#| export
+def locate_weights(
+    name: str,  # local folder or hub name
+    kaggle: str | Path = "/kaggle/input",
+) -> tuple[Path, str]:  # the folder, and where it comes from in words
+    "Bring pretrained weights to a local folder; raises WeightsError with the ways out."
+    if Path(name).is_dir():
+        if not is_vit_folder(Path(name)):
+            raise WeightsError(f"{name}: has no ViT's config.json with *.safetensors; {_ways_out}")
+        return Path(name), f"folder {Path(name).name}"
+    found = find_kaggle_weights(name, kaggle)
+    if found:
+        return found, f"Kaggle input {found.relative_to(kaggle)}"
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"vit.weights = {name!r}: cannot be had ({reason}); {_ways_out}"
+        ) from error
+    if not is_vit_folder(Path(folder)):
+        raise WeightsError(f"vit.weights = {name!r}: is no ViT with safetensors; {_ways_out}")
+    return Path(folder), f"hub {name}"
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    test_fail(lambda: locate_weights(folder), contains="ways out: 1) vit.weights=FOLDER")
+    test_fail(lambda: locate_weights("no such name", folder), contains="vit.weights=scratch")
+    model.backbone.save_pretrained(folder)
+    test_eq(locate_weights(folder)[0], Path(folder))
+
+# %% [markdown]
+# ## Reading them, with nothing left to chance
+#
+# transformers fills weights that a checkpoint lacks with random numbers and only logs it. Here
+# that is an error. What a checkpoint has too much (a classifier, a pooler) is left out: the
+# regression head takes its place.
+
+
+# %%
+#| export
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    "Keep transformers' bars and load reports off the page: what they would say is checked."
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+# %%
+#| export
+def read_backbone(
+    folder: Path,  # with config.json and *.safetensors
+) -> ViTModel:
+    "Read a pretrained ViT whole; raises WeightsError where a weight is missing or does not fit."
+    try:
+        with _quiet_transformers():
+            backbone, info = ViTModel.from_pretrained(
+                folder, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # safetensors and transformers each raise their own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{folder}: cannot be read as a ViT ({reason}); {_ways_out}") from error
+    lacking = [*info["missing_keys"], *info["mismatched_keys"]]
+    if lacking:
+        raise WeightsError(
+            f"{folder}: {len(lacking)} weights are missing or misshapen and would start at "
+            f"random, e.g. {sorted(map(str, lacking))[0]}; {_ways_out}"
+        )
+    return backbone.float()  # a checkpoint in half precision would stay in it
+
+
+# %% [markdown]
+# A checkpoint says how its pictures were normalised, and the pictures it gets from us must be
+# normalised alike. Where it says nothing, transformers' own default for ViT holds: mean and
+# deviation .5 in each channel.
+
+
+# %%
+#| export
+def read_normalisation(
+    folder: Path,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and std, a channel
+    "Read how the pretraining normalised its pictures."
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    default = [0.5, 0.5, 0.5]
+    mean, std = (settings.get(f"image_{key}") or default for key in ("mean", "std"))
+    return tuple(mean), tuple(std)
+
+
+# %% [markdown]
+# ## Building it
+#
+# From scratch, the configuration gives the size; its patches are squares of the resized picture.
+# Both ways end in the same class.
+
+
+# %%
+#| export
+def scratch_backbone(config: VitConfig, image_size: int) -> ViTModel:
+    "Make a ViT with random weights in the configuration's size."
+    return ViTModel(
+        ViTConfig(
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.hidden,
+            image_size=image_size,
+            patch_size=config.patch,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+# %%
+#| export
+def build_vit(
+    config: Config,
+    *,
+    kaggle: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
+) -> EmotionViT:
+    "Build the model with the weights that vit.weights names; raises WeightsError without them."
+    size, dropout = config.dataset.image_size, config.vit.dropout
+    if config.vit.weights == "scratch":
+        return EmotionViT(scratch_backbone(config.vit, size), dropout=dropout)
+    folder, source = locate_weights(config.vit.weights, kaggle)
+    backbone = read_backbone(folder)
+    if backbone.config.image_size != size:
+        raise WeightsError(
+            f"dataset.image_size = {size}: the weights from {source} need pictures of "
+            f"{backbone.config.image_size}; set dataset.image_size={backbone.config.image_size}"
+        )
+    mean, std = read_normalisation(folder)
+    return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    model.backbone.save_pretrained(folder)
+    settings = {"vit.weights": folder, "dataset.image_size": 32}
+    loaded = build_vit(make_config("full", settings))
+    test_close(loaded.backbone(pixels)[0].detach(), model.backbone(pixels)[0].detach())
+    settings["dataset.image_size"] = 64
+    test_fail(lambda: build_vit(make_config("full", settings)), contains="dataset.image_size=32")
+
+# %% [markdown]
+# ## A model that can be read back
+#
+# A trained model must open again without the hub: its description goes beside its weights. The
+# weights then fit exactly or not at all.
+
+
+# %%
+#| export
+def describe_vit(model: EmotionViT) -> dict:  # for a .json file
+    "Describe a model, so that `revive_vit` can build it again around its weights."
+    backbone = model.backbone.config.to_diff_dict()
+    plain = {k: v for k, v in backbone.items() if isinstance(v, int | float | str | bool)}
+    del plain["transformers_version"]
+    normal = {"mean": list(model.mean), "std": list(model.std)}
+    return {"source": model.source, "dropout": model.dropout.p, "backbone": plain} | normal
+
+
+def revive_vit(
+    description: dict,  # from describe_vit
+    state: dict[str, torch.Tensor],  # the weights
+) -> EmotionViT:
+    "Build a described model around its weights, ready to predict."
+    parts = dict(description)
+    backbone = ViTModel(ViTConfig(**parts.pop("backbone")), add_pooling_layer=False)
+    model = EmotionViT(backbone, **parts)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# %%
+again = revive_vit(json.loads(json.dumps(describe_vit(loaded))), loaded.state_dict())
+test_eq(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy())
+
+# %% [markdown]
+# ## A song's answer
+#
+# A song is judged once: its prediction is the mean over its windows. Ten windows of one song are
+# not ten songs.
+
+
+# %%
+#| export
+@torch.no_grad()
+def predict_songs(
+    model: EmotionViT,
+    loader: Iterable,  # batches of pixels (B, 3, H, W), labels, songs' places (B,)
+    *,
+    dtype: torch.dtype = torch.float32,  # of the forward pass
+) -> np.ndarray:  # (N, 2) valence and arousal on [-1, 1], in the order of the loader's songs
+    "Predict each song as the mean over its windows."
+    model.eval()
+    device = model.head.weight.device
+    predicted, places = [], []
+    for pixels, _, place in loader:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            predicted.append(model(pixels.to(device)).float().cpu())
+        places.append(place)
+    places, predicted = torch.cat(places), torch.cat(predicted)
+    sums = torch.zeros(int(places.max()) + 1, 2).index_add_(0, places, predicted)
+    return (sums / places.bincount()[:, None]).numpy()
+
+
+# %%
+six = torch.randn(6, 3, 32, 32)
+batches = [(six[:4], None, torch.tensor([0, 0, 1, 1])), (six[4:], None, torch.tensor([2, 2]))]
+by_hand = again(six).detach().view(3, 2, 2).mean(dim=1).numpy()
+test_close(predict_songs(again, batches), by_hand, eps=1e-6)
+
+# %% [markdown]
+# ## Freezing
+#
+# Pretrained features are worth keeping until the head makes sense of them. Blocks thaw from
+# the last one back; the final layer norm goes with the first of them. Asking for all
+# blocks or more frees the patch and position embeddings as well.
+
+
+# %%
+#| export
+def vit_blocks(backbone: ViTModel) -> nn.ModuleList:
+    "Give the transformer blocks, first to last, under the name that this transformers has."
+    return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
+
+
+def freeze_backbone(model: EmotionViT) -> None:
+    "Leave only the head trainable."
+    model.backbone.requires_grad_(False)
+    model.head.requires_grad_(True)
+
+
+def unfreeze_last(model: EmotionViT, blocks: int) -> None:
+    "Make exactly the head and the last `blocks` blocks trainable; all of it if there are fewer."
+    freeze_backbone(model)
+    layers = vit_blocks(model.backbone)
+    if blocks >= len(layers):
+        model.backbone.requires_grad_(True)
+    elif blocks > 0:
+        model.backbone.layernorm.requires_grad_(True)
+        layers[-blocks:].requires_grad_(True)
+
+
+def count_trainable(model: nn.Module) -> int:
+    "Count the numbers that training may change."
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+# %% [markdown]
+# By hand, for D = 16 and 32 hidden units in the perceptron: a block has 4 (D² + D) numbers for
+# attention, 2 x 2D for its norms and 2 x 32 D + 32 + D for the perceptron; the head has 2D + 2
+# and the last norm 2D.
+
+# %%
+block = 4 * (16 * 16 + 16) + 2 * 2 * 16 + (2 * 32 * 16 + 32 + 16)
+freeze_backbone(model)
+test_eq(count_trainable(model), 2 * 16 + 2)
+unfreeze_last(model, 1)
+test_eq(count_trainable(model), block + 2 * 16 + 2 * 16 + 2)
+unfreeze_last(model, 64)
+test_eq(count_trainable(model), sum(weight.numel() for weight in model.parameters()))
+unfreeze_last(model, 0)
+test_eq(count_trainable(model), 2 * 16 + 2)
+
+# %% [markdown]
+# The backbone moves at a tenth of the head's rate, so each is a group of its own. Frozen
+# weights are in no group: an optimiser made anew at each step of the schedule never sees them.
+
+
+# %%
+#| export
+def parameter_groups(
+    model: EmotionViT,
+    rate: float,  # learning rate of the head
+    backbone_rate: float,  # the backbone's share of it
+) -> list[dict]:
+    "Group the trainable weights by learning rate, for an optimiser."
+    groups = [
+        {"params": list(model.head.parameters()), "lr": rate},
+        {"params": list(model.backbone.parameters()), "lr": rate * backbone_rate},
+    ]
+    for group in groups:
+        group["params"] = [weight for weight in group["params"] if weight.requires_grad]
+    return [group for group in groups if group["params"]]
+
+
+# %%
+test_eq(len(parameter_groups(model, 1e-4, 0.1)), 1)
+unfreeze_last(model, 1)
+test_close([group["lr"] for group in parameter_groups(model, 1e-4, 0.1)], [1e-4, 1e-5], eps=1e-9)
+
+# %% [markdown]
+# ## On the run
+#
+# The model of this run, before training: where its weights come from and how many of them each
+# step of the schedule may change.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+import pandas as pd
+
+from musemo.core import COLORS, subplots
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=10)
+
+# %%
+untrained = build_vit(config)
+steps = dict([(1, 0), *config.training.unfreeze])  # a later pair of the same epoch wins
+counts = []
+for blocks in steps.values():
+    unfreeze_last(untrained, blocks)
+    counts.append(count_trainable(untrained))
+total = sum(weight.numel() for weight in untrained.parameters())
+pd.DataFrame(
+    {
+        "from epoch": list(steps),
+        "trainable blocks": [min(n, len(vit_blocks(untrained.backbone))) for n in steps.values()],
+        "trainable parameters": counts,
+        "share (%)": np.round(100 * np.array(counts) / total, 1),
+    }
+)
+
+# %% [markdown]
+# What the network sees: one picture is cut into patches, and each patch becomes a token. More
+# tokens cost more time; attention compares each with each.
+
+# %%
+size, patch = untrained.backbone.config.image_size, untrained.backbone.config.patch_size
+figure, axes = subplots(size=(6, 2.6))
+axes.barh([f"from epoch {epoch}" for epoch in steps], counts, color=COLORS["model"])
+axes.axvline(total, color=COLORS["floor"], linestyle="--")
+axes.set(
+    title=f"Trainable of {total:,} parameters; {(size // patch) ** 2} patches of {patch} pixels",
+    xlabel="parameters (count)",
+)
+axes.invert_yaxis()
+run.headline("10_vit", f"{total / 1e6:.1f} M parameters, weights: {untrained.source}", figure)

@@ -1,0 +1,570 @@
+# %%
+#| default_exp evaluation
+
+# %% [markdown]
+# # Evaluation
+#
+# > How far the predictions are from people's ratings, on real songs that nothing has seen.
+#
+# The test songs took no part in training, in the generator or in the choice of the best epoch.
+# The model stands between a floor, the mean predictor, and a plain rival, a ridge regression on
+# statistics of the spectrogram; all three know the same training songs. A file of your own is
+# predicted the same way.
+#
+# Shapes: N songs, K quantities or resamples side by side, M mel bands, T frames.
+
+# %%
+#| export metrics
+import warnings
+
+import numpy as np
+import torch
+from torchmetrics.functional import (
+    concordance_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+    pearson_corrcoef,
+    r2_score,
+)
+
+# %%
+#| hide
+from fastcore.test import test_close, test_eq
+
+from musemo.core import subplots
+
+# %% [markdown]
+# ## Five metrics
+#
+# MAE and RMSE are distances on the scale of [-1, 1]. R2 is the share of variance explained: 0 is
+# guessing the mean, below 0 is worse. r ignores scale and offset, CCC punishes both. Where a
+# number is not defined (fewer than two songs, a constant in r), it is missing, not zero.
+
+
+# %%
+#| export metrics
+def score_columns(
+    rated: np.ndarray,  # (N, K) songs by quantities, [-1, 1]
+    predicted: np.ndarray,  # (N, K)
+) -> dict[str, np.ndarray]:  # metric -> (K,); NaN where it is not defined
+    "Compute MAE, RMSE, CCC (Lin 1989, n - 1 throughout), R2 and r of each column."
+    y, p = (torch.from_numpy(np.array(values, dtype=np.float64)) for values in (rated, predicted))
+    (songs, columns), none = y.shape, torch.full((y.shape[1],), torch.nan)
+    scores = {
+        "mae": mean_absolute_error(p, y, num_outputs=columns).reshape(columns),
+        "rmse": mean_squared_error(p, y, squared=False, num_outputs=columns).reshape(columns),
+        "ccc": none,
+        "r2": none,
+        "r": none,
+    }
+    if songs >= 2:
+        # torchmetrics gives a constant column rounding noise or 0, and warns; it becomes NaN here.
+        flat_y, flat_p = (np.ptp(values.numpy(), axis=0) < 1e-6 for values in (y, p))
+        with warnings.catch_warnings(action="ignore"):
+            scores["ccc"] = concordance_corrcoef(p, y).reshape(columns)
+            scores["r2"] = r2_score(p, y, multioutput="raw_values").reshape(columns)
+            scores["r"] = pearson_corrcoef(p, y).reshape(columns)
+        either, both = (torch.from_numpy(flat) for flat in (flat_y | flat_p, flat_y & flat_p))
+        scores["ccc"] = scores["ccc"].masked_fill(either, 0).masked_fill(both, torch.nan)
+        scores["r2"] = scores["r2"].masked_fill(torch.from_numpy(flat_y), torch.nan)
+        scores["r"] = scores["r"].masked_fill(either, torch.nan)
+    return {name: values.numpy() for name, values in scores.items()}
+
+
+# %% [markdown]
+# Perfect answers are the ceiling. The mean of the songs themselves has R2 and CCC 0 and no r;
+# half the swing keeps r at 1 while CCC falls: it is 2 x .5 / (1 + .25) by hand.
+
+# %%
+rated = np.linspace(-0.8, 0.8, 9)[:, None]
+scores = score_columns(np.tile(rated, 3), np.hstack([rated, 0 * rated, rated / 2]))
+test_close(scores["ccc"], [1, 0, 0.8], eps=1e-6)
+test_close(scores["r2"], [1, 0, 0.75], eps=1e-6)
+test_eq(np.isnan(scores["r"]), [False, True, False])
+test_eq([bool(np.isnan(score_columns(rated[:1], rated[:1])[k][0])) for k in ("mae", "r2")], [0, 1])
+
+# %% [markdown]
+# ## How sure a number is
+#
+# Songs are drawn again with replacement, and the middle 95 % of the metric is its interval. It
+# tells what other test songs might have given; another seed or another split would add to it.
+# Rivals are drawn together, so their difference has an interval of its own.
+
+
+# %%
+#| export metrics
+LEAST_SONGS = 5  # with fewer, redrawing says nothing
+
+
+def redraw_songs(
+    rated: np.ndarray,  # (N, 2)
+    predictions: dict[str, np.ndarray],  # name -> (N, 2)
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> dict[str, dict[str, np.ndarray]]:  # name -> metric -> (draws, 2)
+    "Score bootstrap samples of the songs, the same songs for everyone."
+    rows = rng.integers(0, len(rated), (len(rated), draws))
+    return {
+        name: {
+            metric: values.reshape(draws, 2)
+            for metric, values in score_columns(
+                rated[rows].reshape(len(rated), -1), predicted[rows].reshape(len(rated), -1)
+            ).items()
+        }
+        for name, predicted in predictions.items()
+    }
+
+
+def interval_95(
+    values: np.ndarray,  # (draws,) of a metric
+    songs: int,  # that were redrawn
+) -> list[float] | None:  # low and high end of 95 %
+    "Give the middle 95 % of redrawn values; None for too few songs or a metric not defined."
+    values = values[np.isfinite(values)]
+    if songs < LEAST_SONGS or not len(values):
+        return None
+    return [round(float(end), 4) for end in np.quantile(values, [0.025, 0.975])]
+
+
+# %%
+rng = np.random.default_rng(0)
+rated = rng.uniform(-1, 1, (400, 2))
+noisy = rated + rng.normal(0, 0.5, (400, 2))
+drawn = redraw_songs(rated, {"model": noisy}, draws=200, rng=rng)["model"]["rmse"]
+low, high = interval_95(drawn[:, 0], 400)
+assert low < 0.5 < high and high - low < 0.1
+test_eq(interval_95(drawn[:, 0], 2), None)
+
+# %% [markdown]
+# What came before, the measures, is `musemo.metrics`; what follows is `musemo.evaluation`.
+
+# %%
+#| export
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.utils.data import DataLoader
+
+from musemo.config import Config
+from musemo.presets import read_config
+from musemo.core import COLORS, MusemoError, Run, load_part, pick_device, rng_for
+from musemo.data import decode, log_mel_of
+from musemo.dataset import WindowDataset, build_loaders
+from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
+from musemo.vit import EmotionViT, predict_songs, revive_vit
+
+# %% [markdown]
+# ## The floor and a rival
+#
+# A ridge regression on 192 numbers a song (64 bands: mean, spread, mean absolute step
+# from frame to frame) is what a network has to beat: on 200 piano pieces it reaches R2 .55
+# for arousal and .07 for valence over five folds.
+
+
+# %%
+#| export
+def song_statistics(
+    log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
+    frames: np.ndarray,  # (N,) valid frames
+) -> np.ndarray:  # (N, 3 * M / 2)
+    "Describe each song by mean, spread and mean absolute step of pairs of mel bands."
+    rows = []
+    for song, valid in zip(log_mel, frames, strict=True):
+        bands = song[:, :valid].astype(np.float32)
+        bands = bands.reshape(len(bands) // 2, 2, -1).mean(axis=1)  # (M / 2, T)
+        step = np.abs(np.diff(bands, axis=1, prepend=bands[:, :1])).mean(axis=1)
+        rows.append(np.concatenate([bands.mean(axis=1), bands.std(axis=1), step]))
+    return np.stack(rows)
+
+
+def predict_baselines(
+    train: WindowDataset,
+    judged: WindowDataset,
+) -> dict[str, np.ndarray]:  # mean, ridge: (N, 2) on [-1, 1]
+    "Predict songs with the training songs' mean label and with a ridge regression."
+    # The penalty is chosen by leave-one-out on the training songs, for each target.
+    ridge = RidgeCV(alphas=np.logspace(0, 5, 21), alpha_per_target=True)
+    model = make_pipeline(StandardScaler(), ridge)
+    model.fit(song_statistics(train.log_mel, train.frames), train.labels)
+    answers = model.predict(song_statistics(judged.log_mel, judged.frames))
+    mean = np.tile(train.labels.mean(axis=0), (len(judged.labels), 1))
+    return {"mean": mean, "ridge": np.clip(answers, -1, 1)}
+
+
+# %%
+steady, busy = np.zeros((1, 128, 10)), np.tile([0.0, 0.5], (1, 128, 5))
+statistics = song_statistics(np.concatenate([steady, busy]), np.array([10, 10]))
+test_eq(statistics.shape, (2, 192))
+test_close(statistics[1, [0, 64, 128]], [0.25, 0.25, 0.45], eps=1e-6)
+
+# %% [markdown]
+# ## The model of a run
+#
+# The network opens from its description and its weights. Any file that libsndfile reads (wav,
+# flac, ogg, mp3) goes the way of the songs: the same decibel scale, the same windows, one mean.
+# People rate on 1-9, so that scale is given too: `5 + 4 x`.
+
+
+# %%
+#| export
+def load_vit(run: Run, config: Config) -> EmotionViT:
+    "Open this run's trained ViT; raises MusemoError where it was not trained yet."
+    description = run.load("vit_history.json")["model"]
+    try:
+        model = revive_vit(description, run.load("vit.safetensors"))
+    except RuntimeError as error:
+        raise MusemoError(
+            f"{run.path('vit.safetensors')}: does not fit vit_history.json or this version of "
+            "transformers; train again with --from 11"
+        ) from error
+    return model.to(pick_device(config.device))
+
+
+def predict_file(
+    run: Run,
+    path: str | Path,
+) -> dict[str, float]:  # valence, arousal on [-1, 1], and on 1-9
+    "Predict a song's emotion from its file; raises MusemoError for a file that is no sound."
+    config = read_config(run.load("config.json"))
+    model = load_vit(run, config)
+    wave = decode(path, config.audio)
+    seconds = len(wave) / config.audio.sample_rate
+    if seconds < config.data.min_seconds:
+        raise MusemoError(f"{path}: {seconds:.1f} s, need {config.data.min_seconds:g} s of sound")
+    log_mel = log_mel_of(wave, config.audio)  # (M, T)
+    song = {"song_id": 0, "valence": 0.0, "arousal": 0.0, "frames": log_mel.shape[1]}
+    data = WindowDataset(
+        pd.DataFrame([song]), log_mel[None], config, mean=model.mean, std=model.std
+    )
+    emotion = predict_songs(model, DataLoader(data, batch_size=config.dataset.batch_size))[0]
+    named = dict(zip(("valence", "arousal"), emotion.tolist(), strict=True))
+    return named | {f"{name}_1_9": 5 + 4 * value for name, value in named.items()}
+
+
+# %% [markdown]
+# ## The stage
+#
+# Validation songs chose the epoch, so they stand in `predictions.csv` but in no metric.
+
+
+# %%
+#| export
+def predict_parts(run: Run, config: Config) -> pd.DataFrame:  # a row a song of val and test
+    "Predict validation and test songs with the model, the mean and the ridge."
+    model = load_vit(run, config)
+    loaders = build_loaders(run, config, mean=model.mean, std=model.std)
+    tables = []
+    for split in ("val", "test"):
+        data = loaders[split].dataset
+        table = data.songs[["song_id", "split", "valence", "arousal"]].copy()
+        answers = {"predicted": predict_songs(model, loaders[split])}
+        answers |= predict_baselines(loaders["train"].dataset, data)
+        for name, values in answers.items():
+            table[[f"valence_{name}", f"arousal_{name}"]] = values.astype(np.float64).round(6)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def pick_columns(table: pd.DataFrame, name: str = "") -> np.ndarray:  # (N, 2)
+    "Take valence and arousal as rated, or as someone predicted them."
+    return table[[f"{axis}_{name}".rstrip("_") for axis in ("valence", "arousal")]].to_numpy()
+
+
+# %%
+#| export
+def score_predictions(
+    test: pd.DataFrame,  # test songs, from predict_parts
+    *,
+    draws: int,  # of the bootstrap
+    rng: np.random.Generator,
+) -> dict:  # valence, arousal -> model, mean, ridge -> metrics; and intervals
+    "Score model, mean and ridge on the test songs, with intervals over songs."
+    names = {"model": "predicted", "mean": "mean", "ridge": "ridge"}
+    predictions = {name: pick_columns(test, column) for name, column in names.items()}
+    rated = pick_columns(test)
+    points = {name: score_columns(rated, values) for name, values in predictions.items()}
+    drawn = redraw_songs(rated, predictions, draws=draws, rng=rng)
+    record = {}
+    for i, axis in enumerate(("valence", "arousal")):
+        record[axis] = {
+            name: {k: None if np.isnan(v[i]) else round(float(v[i]), 4) for k, v in scores.items()}
+            for name, scores in points.items()
+        }
+        record[axis]["model_interval"] = {
+            metric: interval_95(values[:, i], len(test))
+            for metric, values in drawn["model"].items()
+        }
+        # A difference of errors is steadier than one of R2, whose divisor is redrawn too.
+        for rival in ("mean", "ridge"):
+            gain = drawn[rival]["rmse"][:, i] - drawn["model"]["rmse"][:, i]  # (draws,)
+            record[axis][f"rmse_below_{rival}_interval"] = interval_95(gain, len(test))
+    return record
+
+
+# %%
+made = pd.DataFrame({"valence": [-0.5, 0.5], "arousal": [0.1, 0.3]})
+for name in ("predicted", "mean", "ridge"):
+    made[f"valence_{name}"] = made[f"arousal_{name}"] = 0.1
+two = score_predictions(made, draws=20, rng=rng)
+test_eq(two["valence"]["model"], {"mae": 0.5, "rmse": 0.5099, "ccc": 0.0, "r2": -0.04, "r": None})
+test_eq(two["arousal"]["model_interval"]["r2"], None)
+
+
+# %%
+#| export
+def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metrics, predictions
+    "Judge this run's ViT on its real test songs and leave metrics.json and predictions.csv."
+    predictions = predict_parts(run, config)
+    test = predictions[predictions["split"] == "test"]
+    rng = rng_for(config.seed, "evaluation")
+    record = score_predictions(test, draws=config.quality.bootstrap, rng=rng)
+    record["n_test"], record["n_train"] = len(test), len(load_part(run, "train")[0])
+    record["bootstrap"], record["seeds"], record["splits"] = config.quality.bootstrap, 1, 1
+    record["units"] = {
+        "mae, rmse": "on [-1, 1]; times 4 on 1-9",
+        "ccc, r2, r": "1 is perfect; null: not defined",
+        "interval": "95 %, songs redrawn with replacement",
+        "n_test, n_train": "songs",
+        "bootstrap": "draws",
+    }
+    run.save("metrics.json", record)
+    columns = ["song_id", "split", "valence", "arousal", "valence_predicted", "arousal_predicted"]
+    run.save("predictions.csv", predictions[columns])
+    return record, predictions
+
+
+# %% [markdown]
+# ## Pictures
+#
+# Each has one message. Predictions that hug the middle show as a flat cloud in the scatter, and
+# as arrows that all point to one place in the plane.
+
+
+# %%
+#| export
+def axis_end(*values: np.ndarray) -> float:  # at most 1
+    "Choose where square axes end: around the values, within the scale."
+    return min(1.0, 1.15 * max(float(np.abs(some).max()) for some in values))
+
+
+def plot_scatter(axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray, *, title: str) -> None:
+    "Draw rating against prediction, with the line of perfect answers."
+    axes.plot([-1, 1], [-1, 1], color=COLORS["floor"], linestyle="--", label="perfect")
+    axes.scatter(rated, predicted, s=14, color=COLORS["model"], label="a test song")
+    axes.set(title=title, xlabel="rated [-1, 1]", ylabel="predicted [-1, 1]")
+    end = axis_end(rated, predicted)
+    axes.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")
+    axes.legend(loc="upper left")
+
+
+def plot_shifts(
+    axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray, *, most: int = 60
+) -> None:
+    "Draw an arrow from rating to prediction for at most `most` songs, (N, 2) each."
+    some = np.unique(np.linspace(0, len(rated) - 1, most).astype(int))
+    a, b = rated[some], predicted[some]
+    options = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.003}
+    axes.quiver(*a.T, *(b - a).T, color=COLORS["floor"], **options)
+    axes.scatter(*a.T, s=12, color=COLORS["real"], label="rated", zorder=3)
+    axes.scatter(*b.T, s=12, marker="^", color=COLORS["model"], label="predicted", zorder=3)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axvline(0, color="black", linewidth=0.6)
+    end = axis_end(a, b)
+    axes.set(title=f"{len(some)} of {len(rated)} test songs", xlim=(-end, end), ylim=(-end, end))
+    axes.set(xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]", aspect="equal")
+    axes.legend(loc="upper left")
+
+
+# %%
+#| export
+def plot_errors(axes: plt.Axes, error: np.ndarray, floor: np.ndarray, *, title: str) -> None:
+    "Draw the histogram of predicted minus rated, (N,), with the mean predictor's as outline."
+    bins = np.linspace(-1, 1, 21)
+    axes.hist(error, bins=bins, color=COLORS["model"], label="ViT")
+    axes.hist(floor, bins=bins, histtype="step", linewidth=1.5, color=COLORS["floor"], label="mean")
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set(title=title, xlabel="predicted - rated [-1, 1]", ylabel="test songs (count)")
+    axes.legend(loc="upper left")
+
+
+QUADRANTS = ("V+ A+\nhappy", "V- A+\ntense", "V- A-\nsad", "V+ A-\ncalm")
+
+
+def quadrant_of(emotion: np.ndarray) -> np.ndarray:  # (N, 2) valence, arousal -> (N,) 0-3
+    "Number the quadrants of the plane as in geometry, from V+ A+ on."
+    valence, arousal = emotion[:, 0] >= 0, emotion[:, 1] >= 0
+    return np.where(arousal, np.where(valence, 0, 1), np.where(valence, 3, 2))
+
+
+def plot_quadrants(axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    "Draw the confusion of quadrants; return the counts (rated, predicted)."
+    counts = np.zeros((4, 4), dtype=int)
+    np.add.at(counts, (quadrant_of(rated), quadrant_of(predicted)), 1)
+    axes.imshow(counts, cmap="Blues", vmax=max(1, counts.max() * 1.6))
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, str(count), ha="center", va="center")
+    axes.set(title="Quadrants (songs)", xlabel="predicted", ylabel="rated")
+    axes.set_xticks(range(4), QUADRANTS)
+    axes.set_yticks(range(4), QUADRANTS)
+    axes.grid(False)
+    return counts
+
+
+# %%
+corners = np.array([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]])
+test_eq(quadrant_of(corners), [0, 1, 2, 3])
+figure, axes = subplots(1, 4, size=(3.4, 3.2))
+plot_scatter(axes[0], corners[:, 0], 0.6 * corners[:, 0], title="A timid model")
+plot_shifts(axes[1], corners, 0.6 * corners)
+plot_errors(axes[2], -0.4 * corners[:, 0], -corners[:, 0], title="Its errors")
+test_eq(plot_quadrants(axes[3], corners, 0.6 * corners), np.eye(4, dtype=int))
+
+# %% [markdown]
+# ## Words for numbers
+#
+# A report must say on how many songs a figure stands. With few of them it is an anecdote, and
+# the sentence says so.
+
+
+# %%
+#| export
+def metrics_table(record: dict) -> pd.DataFrame:
+    "Lay the metrics out: a row for each of model, mean and ridge, and the model's interval."
+    shown = {"model": "ViT", "ridge": "ridge on statistics", "mean": "mean predictor"}
+    rows = {}
+    for axis in ("valence", "arousal"):
+        for name, label in shown.items():
+            scores = record[axis][name]
+            rows[axis, label] = {k: "-" if v is None else f"{v:.3f}" for k, v in scores.items()}
+        rows[axis, "ViT, 95 %"] = {
+            k: f"{v[0]:.2f} .. {v[1]:.2f}" if v else "-"
+            for k, v in record[axis]["model_interval"].items()
+        }
+    names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
+    return pd.DataFrame(rows).T.rename(columns=names)
+
+
+def say_what_it_is_worth(record: dict) -> str:
+    "Say in a few sentences what these test songs can and cannot tell."
+    songs = record["n_test"]
+    text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
+    if songs < LEAST_SONGS:
+        return text + "So few songs judge nothing: read the figures as a check that all parts work."
+    for axis in ("valence", "arousal"):
+        verdicts = []
+        for rival, words in (("mean", "the mean predictor"), ("ridge", "ridge")):
+            low, high = record[axis][f"rmse_below_{rival}_interval"]
+            verdict = (
+                "better than" if low > 0 else "worse than" if high < 0 else "no different from"
+            )
+            verdicts.append(f"{verdict} {words} (RMSE lower by {low:.2f} .. {high:.2f})")
+        text += f"{axis.capitalize()}: {', '.join(verdicts)}. "
+    return text + "Intervals are 95 % over songs; another seed or split moves the figures too."
+
+
+# %%
+assert "2 real test songs" in say_what_it_is_worth(two | {"n_test": 2, "n_train": 6})
+metrics_table(two)
+
+# %% [markdown]
+# ## On the run
+#
+# The figures of this run on its real test songs. MAE and RMSE are on [-1, 1]; the mean
+# predictor is the floor, ridge the rival that costs a second.
+
+# %% tags=["parameters"]
+run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
+
+# %%
+#| hide
+from IPython.display import display
+
+from musemo.pipeline import open_run
+
+run, config = open_run(run_folder, before=12)
+
+# %%
+metrics, predictions = evaluate_vit(run, config)
+display(metrics_table(metrics))
+print(say_what_it_is_worth(metrics))
+
+# %% [markdown]
+# Rating against prediction, and the way from the one to the other on the plane. A dot is a song:
+# the mean over its windows.
+
+# %%
+test_songs = predictions[predictions["split"] == "test"].reset_index(drop=True)
+rated, predicted = pick_columns(test_songs), pick_columns(test_songs, "predicted")
+figure, axes = subplots(1, 3, size=(3.8, 3.8))
+for i, axis in enumerate(("valence", "arousal")):
+    score = metrics[axis]["model"]["r2"]
+    told = "R2 undefined" if score is None else f"R2 {score:.2f}"
+    plot_scatter(axes[i], rated[:, i], predicted[:, i], title=f"{axis.capitalize()}: {told}")
+plot_shifts(axes[2], rated, predicted)
+headline = []
+for axis in ("arousal", "valence"):
+    told = {
+        name: "undefined"
+        if metrics[axis][name]["r2"] is None
+        else f"{metrics[axis][name]['r2']:.2f}"
+        for name in ("model", "ridge", "mean")
+    }
+    ends = metrics[axis]["model_interval"]["r2"]
+    around = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
+    headline.append(
+        f"{axis} R2 {told['model']}{around} (ridge {told['ridge']}, mean {told['mean']})"
+    )
+run.headline("12_evaluation", f"{'; '.join(headline)}; {len(rated)} real test songs", figure)
+
+# %% [markdown]
+# Where the errors lie, and which quadrant of the plane is taken for which. The outline is the
+# mean predictor: bars that are narrower than it are what was learnt.
+
+# %%
+mean = pick_columns(test_songs, "mean")
+figure, axes = subplots(1, 3, size=(3.8, 3.2))
+for i, axis in enumerate(("valence", "arousal")):
+    error, floor = predicted[:, i] - rated[:, i], mean[:, i] - rated[:, i]
+    plot_errors(axes[i], error, floor, title=f"{axis.capitalize()} errors")
+counts = plot_quadrants(axes[2], rated, predicted)
+most = np.bincount(quadrant_of(rated)).max()
+print(
+    f"Right quadrant: {np.trace(counts)} of {len(rated)} songs; "
+    f"always naming the commonest one: {most}."
+)
+
+# %% [markdown]
+# The curves of training, for reference: left of the dashed line is what the model is made of.
+
+# %%
+history = pd.DataFrame(run.load("vit_history.json")["epochs"]).set_index("epoch")
+figure, axes = subplots(1, 2, size=(4.2, 2.8))
+axes[0].plot(history["train_loss"], color=COLORS["real"], label="training (windows)")
+axes[0].plot(history["val_loss"], color=COLORS["model"], label="validation (songs)")
+axes[0].set(title="Loss", xlabel="epoch", ylabel="weighted squared error")
+axes[1].plot(history["val_mae_valence"], color=COLORS["real"], label="valence")
+axes[1].plot(history["val_mae_arousal"], color=COLORS["model"], label="arousal")
+axes[1].set(title="Validation songs", xlabel="epoch", ylabel="mean absolute error on [-1, 1]")
+for panel in axes:
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.axvline(history["val_loss"].idxmin(), color=COLORS["floor"], linestyle="--")
+    panel.legend()
+
+# %% [markdown]
+# The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
+# than a mean: often they are quiet but tense, or loud but at ease.
+
+# %%
+order = np.argsort(-np.hypot(*(predicted - rated).T))[:8]
+worst = pd.DataFrame({"song": test_songs["song_id"]})
+for i, axis in enumerate(("valence", "arousal")):
+    worst[f"{axis} rated (1-9)"] = 5 + 4 * rated[:, i]
+    worst[f"{axis} predicted (1-9)"] = 5 + 4 * predicted[:, i]
+worst["distance ([-1, 1])"] = np.hypot(*(predicted - rated).T)
+worst.iloc[order].round(2)

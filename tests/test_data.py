@@ -1,0 +1,160 @@
+"""Finding, reading, auditing and splitting songs."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from musemo.core import MusemoError, Run, load_part
+from musemo.data import find_deam, list_songs, log_mel_of, prepare_data
+from musemo.presets import make_config
+from tests.conftest import write_deam
+
+
+def config_for(folder, cache, **values):
+    return make_config(
+        "smoke",
+        {"data.path": str(folder), "data.cache": str(cache), "audio.clip_seconds": 3.0, **values},
+    )
+
+
+def table_of(folder):
+    return find_deam(folder).tables[0]
+
+
+def test_every_song_has_a_status_and_a_reason(deam, tmp_path):
+    sound = deam / "DEAM_audio/MEMD_audio"
+    (sound / "3.mp3").unlink()
+    (sound / "4.mp3").write_text("words, not music")
+    soundfile.write(sound / "5.mp3", np.zeros(22050 * 4), 22050)
+    soundfile.write(sound / "6.mp3", np.full(11025, 0.1), 22050)
+    (sound / "7.mp3").write_bytes(b"")
+    soundfile.write(sound / "99.wav", np.full(22050 * 4, 0.1), 22050)
+    run = Run(tmp_path / "run")
+    prepare_data(run, config_for(deam, tmp_path / "cache"))
+    songs = run.load("songs.csv").set_index("file")
+    assert songs.loc["4.mp3", "status"] == "unreadable"
+    assert "cannot be read as sound" in songs.loc["4.mp3", "reason"]
+    assert songs.loc["5.mp3", "status"] == "silent"
+    assert songs.loc["6.mp3", "status"] == "too_short"
+    assert songs.loc["7.mp3", "status"] == "unreadable"
+    assert songs.loc["99.wav", "status"] == "no_label"
+    songs = run.load("songs.csv")
+    assert songs[songs["song_id"] == 3]["status"].item() == "no_audio"
+    assert (songs["reason"].isna() == (songs["status"] == "ok")).all()
+    assert set(songs[songs["status"] == "ok"]["split"]) == {"train", "val", "test"}
+    assert songs[songs["status"] != "ok"]["split"].isna().all()
+
+
+def test_labels_are_mapped_from_1_9_to_unit(deam, tmp_path):
+    run = Run(tmp_path / "run")
+    songs, _ = prepare_data(run, config_for(deam, tmp_path / "cache"))
+    table = pd.read_csv(table_of(deam), skipinitialspace=True)
+    assert np.allclose(songs["valence"], (table["valence_mean"] - 5) / 4)
+    assert np.allclose(songs["arousal_std"], table["arousal_std"] / 4)
+
+
+def test_parts_hold_different_songs_and_rows_match(deam, tmp_path):
+    run = Run(tmp_path / "run")
+    config = config_for(deam, tmp_path / "cache")
+    prepare_data(run, config)
+    ids = [set(load_part(run, part)[0]["song_id"]) for part in ("train", "val", "test")]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 12
+    songs, log_mel = load_part(run, "test")
+    wave, rate = soundfile.read(deam / "DEAM_audio/MEMD_audio" / songs["file"][0], dtype="float32")
+    expected = log_mel_of(wave[: 3 * rate], config.audio)
+    assert np.allclose(log_mel[0, :, : expected.shape[1]], expected, atol=0.01)
+
+
+def test_an_artist_belongs_to_one_part(deam, tmp_path):
+    rows = "\n".join(f"{i},Artist {i % 4}" for i in range(1, 13))
+    (deam / "metadata_2013.csv").write_text("song_id,Artist\n" + rows)
+    songs, _ = prepare_data(Run(tmp_path / "run"), config_for(deam, tmp_path / "cache"))
+    assert songs["artist"].nunique() == 4
+    assert songs.groupby("artist")["split"].nunique().max() == 1
+
+
+def test_a_second_run_decodes_nothing(deam, tmp_path, monkeypatch):
+    config = config_for(deam, tmp_path / "cache")
+    first, _ = prepare_data(Run(tmp_path / "a"), config)
+    monkeypatch.setattr("musemo.data.decode", lambda *_: pytest.fail("decoded again"))
+    second, _ = prepare_data(Run(tmp_path / "b"), config)
+    assert first.equals(second)
+    assert (tmp_path / "a/logmel.npy").read_bytes() == (tmp_path / "b/logmel.npy").read_bytes()
+
+
+def test_a_table_of_ones_own(deam, tmp_path):
+    sound = sorted((deam / "DEAM_audio/MEMD_audio").iterdir())
+    table = tmp_path / "my.csv"
+    rows = [f"{os.path.relpath(path, tmp_path)},0.25,1.0" for path in sound]
+    table.write_text("file,valence,arousal\n" + "\n".join(rows))
+    config = config_for(table, tmp_path / "cache", **{"data.scale": "0-1"})
+    songs, audit = prepare_data(Run(tmp_path / "run"), config)
+    assert set(songs["valence"]) == {-0.5} and set(songs["arousal"]) == {1.0}
+    assert audit["exchanged"] == []
+    with pytest.raises(MusemoError, match=r"valence = '0.25' must be a number from 1 to 9"):
+        list_songs(config_for(table, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        ("song_id, valence_mean, valence_std, loudness", "no column arousal_mean"),
+        ("song_id; valence_mean; arousal_mean", "no column song_id"),
+    ],
+)
+def test_a_table_without_a_column_is_refused(tmp_path, header, word):
+    folder = write_deam(tmp_path / "deam", songs=2, header=header)
+    with pytest.raises(MusemoError, match=word):
+        list_songs(config_for(folder, tmp_path))
+
+
+def test_a_value_off_the_scale_is_refused_with_its_row(deam, tmp_path):
+    table = table_of(deam)
+    lines = table.read_text().splitlines()
+    lines[3] = "3,11.5,1.1,4.0,1.2"
+    table.write_text("\n".join(lines))
+    with pytest.raises(MusemoError, match="row 4: valence_mean = '11.5'"):
+        list_songs(config_for(deam, tmp_path))
+
+
+def test_too_few_songs_are_refused_with_the_counts(tmp_path):
+    folder = write_deam(tmp_path / "deam", songs=7)
+    for i in (1, 2, 3):
+        (folder / f"DEAM_audio/MEMD_audio/{i}.mp3").write_text("no music")
+    run = Run(tmp_path / "run")
+    with pytest.raises(MusemoError, match="4 usable songs.*at least 6.*3 unreadable"):
+        prepare_data(run, config_for(folder, tmp_path / "cache"))
+    assert not run.folder.exists()
+
+
+def test_deam_s_exchanged_labels_are_found_and_corrected(real_data, tmp_path):
+    songs, audit, _ = list_songs(config_for(real_data("deam"), tmp_path))
+    assert len(audit["exchanged"]) == 744 and max(audit["exchanged"]) == 1000
+    first, second, third = audit["blocks"]
+    assert (first["songs"], second["songs"], third["songs"]) == (744, 1000, 58)
+    assert first["valence_with_dynamic_valence"] == pytest.approx(0.575, abs=0.002)
+    assert first["valence_with_dynamic_arousal"] == pytest.approx(0.956, abs=0.002)
+    assert second["valence_with_dynamic_valence"] == pytest.approx(0.912, abs=0.002)
+    assert third["arousal_with_dynamic_arousal"] == pytest.approx(0.929, abs=0.002)
+    # The 2013 table names the columns the right way round: the corrected labels agree with it.
+    right = pd.read_csv(real_data("mediaeval2013") / "static_annotations.csv")
+    both = songs.merge(right, on="song_id")
+    agree = np.ones(len(both), dtype=bool)
+    for label in ("valence", "arousal"):
+        agree &= np.isclose(both[label] * 4 + 5, both[f"mean_{label}"], atol=0.01)
+    assert (len(both), agree.sum()) == (744, 738)
+
+
+def test_published_labels_can_be_kept(real_data, tmp_path):
+    config = config_for(real_data("deam"), tmp_path, **{"data.labels": "published"})
+    songs, audit, _ = list_songs(config)
+    assert len(audit["exchanged"]) == 744
+    assert songs.set_index("song_id").loc[7, "arousal"] * 4 + 5 == pytest.approx(6.4)
+
+
+def test_another_set_with_the_same_ids_stays_as_it_is(real_data, tmp_path):
+    _, audit, _ = list_songs(config_for(real_data("vgmidi"), tmp_path))
+    assert (audit["recognised"], audit["exchanged"]) == (False, [])

@@ -1,0 +1,135 @@
+"""The four forms agree, and the house keeps to its plan."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "nbs"))
+
+# Who may import whom, in exported code.
+MAY_IMPORT = {
+    "core": set(),
+    "config": set(),
+    "presets": {"config"},
+    "annotations": {"core"},
+    "data": {"core", "config", "annotations"},
+    "gan": {"config"},
+    "gan_training": {"core", "config", "gan"},
+    "distance": {"core", "config"},
+    "gan_quality": {"core", "config", "distance"},
+    "synthesis": {"core", "config", "data", "gan"},
+    "audio": {"core", "config"},
+    "dataset": {"core", "config", "data"},
+    "vit": {"config"},
+    "vit_training": {"core", "config", "vit", "dataset"},
+    "metrics": {"core", "config"},
+    "evaluation": {"core", "config", "data", "audio", "vit", "dataset", "metrics"},
+}
+BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "demo"}
+SECOND = {
+    "presets",
+    "annotations",
+    "distance",
+    "metrics",
+}  # exported beside a notebook's own module
+
+
+def own_imports(path: Path) -> set[str]:
+    "Name the modules of musemo that a file imports, relative or absolute."
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                found |= {module} if module else {alias.name for alias in node.names}
+            elif module.split(".")[0] == "musemo":
+                found |= {module.partition(".")[2]} if "." in module else {"musemo"}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("musemo")}
+    return found
+
+
+def test_modules_are_those_of_the_notebooks():
+    notebooks = {path.stem[3:] for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
+    modules = {path.stem for path in (ROOT / "musemo").glob("*.py")} - BY_HAND - SECOND
+    assert len(notebooks) == 12
+    assert modules == notebooks
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_keep_to_the_table(module):
+    assert own_imports(ROOT / f"musemo/{module}.py") <= MAY_IMPORT[module]
+
+
+def test_nothing_of_ours_imports_development_tools():
+    for path in (ROOT / "musemo").glob("*.py"):
+        text = path.read_text()
+        assert "import nbdev" not in text and "fastcore" not in text, path.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "musemo").glob("*.py")), ids=lambda p: p.stem)
+def test_modules_stay_under_300_lines(path):
+    assert path.stem == "_modidx" or len(path.read_text().splitlines()) < 300
+
+
+def test_no_name_is_left_undefined():
+    "A name of an unexported cell would be undefined in the module: ruff's F821 finds it."
+    command = [sys.executable, "-m", "ruff", "check", "--select", "F821,F401", "musemo"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_top_level_names_are_unique():
+    "The Kaggle kernel has all modules in one namespace."
+    names = Counter()
+    for module in MAY_IMPORT:
+        for node in ast.parse((ROOT / f"musemo/{module}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names[node.name] += 1
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(t.id for t in targets if isinstance(t, ast.Name))
+    assert [name for name, n in names.items() if n > 1 and name != "__all__"] == []
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_modules_import_alone_in_under_five_seconds(module):
+    # Processor seconds: what else the machine does is not the module's fault.
+    code = f"import time; import musemo.{module}; print(time.process_time())"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert float(result.stdout) < 5
+
+
+def test_a_drifted_form_is_noticed(tmp_path):
+    build = importlib.import_module("_build")
+    for name in ("nbs", "musemo", "kaggle"):
+        subprocess.run(["cp", "-r", ROOT / name, tmp_path / name], check=True)
+    for name in ("settings.ini", "setup.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    module = tmp_path / "musemo/core.py"
+    module.write_text(module.read_text() + "\nx = 1\n")
+    (tmp_path / "nbs/13_old.ipynb").write_text("{}")
+    assert build.check(tmp_path) == ["musemo/core.py", "nbs/13_old.ipynb"]
+
+
+def test_an_edited_notebook_comes_back_to_its_source(tmp_path):
+    build = importlib.import_module("_build")
+    subprocess.run(["cp", "-r", ROOT / "nbs", tmp_path / "nbs"], check=True)
+    before = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
+    build.pull(tmp_path)
+    after = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
+    assert [name for name in before if before[name].strip() != after[name].strip()] == []
+    path = tmp_path / "nbs/01_core.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source += "\n\nAn edit made in Jupyter."
+    nbformat.write(notebook, path)
+    build.pull(tmp_path)
+    assert "# An edit made in Jupyter." in (tmp_path / "nbs/_src/01_core.py").read_text()

@@ -1,0 +1,223 @@
+"""The generator and its training: sizes, rules, what may leak and what must not."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils import parametrize
+
+from musemo import gan_training
+from musemo.config import GanConfig
+from musemo.core import MusemoError, Run
+from musemo.gan import build_gan, draw_windows, training_memory
+from musemo.gan_training import (
+    Arena,
+    discriminator_step,
+    fit_gan,
+    generator_step,
+    next_steps,
+    train_gan,
+)
+from musemo.presets import make_config
+
+TINY = {
+    "gan.channels": 16,
+    "gan.latent": 8,
+    "gan.condition": 4,
+    "gan.epochs": 1,
+    "gan.batch_size": 4,
+    "gan.samples": 8,
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("MUSEMO_QUIET", "1")
+
+
+def tiny(**values):
+    return make_config("smoke", TINY | values)
+
+
+def music(count=8, frames=80):
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(-1, 1, (count, 2))
+    log_mel = np.clip(
+        labels[:, 1, None, None] / 2 + rng.normal(0, 0.2, (count, 128, frames)), -1, 1
+    )
+    return log_mel.astype(np.float16), np.full(count, frames), labels
+
+
+def write_run(folder: Path, held_out: float) -> Run:
+    log_mel, frames, labels = music()
+    table = pd.DataFrame({"row": np.arange(8), "frames": frames})
+    table["split"] = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    labels[4:], log_mel[4:] = held_out, held_out
+    table[["valence", "arousal"]] = labels
+    run = Run(folder)
+    run.save("songs.csv", table)
+    run.save("logmel.npy", log_mel)
+    return run
+
+
+def artifacts(run: Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.folder.glob("gan*"))}
+
+
+@pytest.mark.parametrize("frames", [16, 64, 101, 1292])
+def test_any_width(frames):
+    config = make_config("full", TINY | {"gan.frames": frames, "dataset.window_frames": frames})
+    generator, discriminator = build_gan(config)
+    labels = torch.zeros(2, 2)
+    drawn = generator(torch.randn(2, 8), labels)
+    assert drawn.shape == (2, 1, 128, frames)
+    assert drawn.abs().max() <= 1
+    assert discriminator(drawn, labels).shape == (2,)
+
+
+@pytest.mark.parametrize("bands", [16, 64])
+@pytest.mark.parametrize("after", [0, 3])
+def test_other_bands_and_attention(bands, after):
+    config = tiny(**{"audio.n_mels": bands, "gan.attention_after": after})
+    generator, discriminator = build_gan(config)
+    drawn = generator(torch.randn(3, 8), torch.zeros(3, 2))
+    assert drawn.shape == (3, 1, bands, 64)
+    discriminator(drawn, torch.zeros(3, 2)).sum().backward()
+
+
+def test_every_layer_of_the_discriminator_has_spectral_norm():
+    discriminator = build_gan(tiny())[1]
+    layers = [
+        m for m in discriminator.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    assert len(layers) == 7
+    assert all(parametrize.is_parametrized(layer, "weight") for layer in layers)
+
+
+def test_the_generator_has_the_specified_layers():
+    generator = build_gan(tiny())[0]
+    transposed = [m for m in generator.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert len(transposed) == 4
+    assert len([m for m in generator.condition if isinstance(m, torch.nn.Linear)]) == 2
+    assert generator.attention.gamma == 0
+
+
+def test_no_checkerboard_is_printed():
+    # Energy at period two against its neighbourhood, in drawings of an untrained generator.
+    torch.manual_seed(0)
+    drawn = build_gan(tiny(**{"gan.channels": 64}))[0](torch.randn(16, 8), torch.zeros(16, 2))
+    power = torch.fft.rfft2(drawn[:, 0].detach()).abs().square().mean(0)  # (M, T / 2 + 1)
+    assert (power[:, -1] / power[:, -9:-1].median(dim=1).values).median() < 3
+    assert (power[64, 1:] / power[56:64, 1:].median(dim=0).values).median() < 3
+
+
+def test_balance_rule_at_its_bounds():
+    gan = GanConfig()
+    table = {(0.599, 1): 2, (0.599, 3): 3, (0.6, 3): 1, (0.95, 2): 1, (0.951, 3): 2, (1.0, 1): 1}
+    for (accuracy, steps), wanted in table.items():
+        assert next_steps(accuracy, steps, gan) == wanted, (accuracy, steps)
+
+
+def test_specified_numbers_are_the_defaults():
+    gan = make_config("full").gan
+    assert (gan.weak_below, gan.strong_above, gan.min_steps, gan.max_steps) == (0.6, 0.95, 1, 3)
+    assert (gan.discriminator_rate, gan.clip_norm, gan.decay) == (0.5, 1.0, 0.99)
+    assert (gan.epochs, gan.batch_size) == (10, 16)
+
+
+def test_no_gradient_crosses_sides():
+    arena = Arena(tiny(), CPU, np.random.default_rng(0))
+    real, labels = torch.randn(4, 1, 128, 64).tanh(), torch.zeros(4, 2)
+    generator_step(arena, labels)
+    assert all(p.grad is None for p in arena.discriminator.network.parameters())
+    assert all(p.requires_grad for p in arena.discriminator.network.parameters())
+    arena.generator.optimizer.zero_grad()
+    discriminator_step(arena, real, labels)
+    assert all(p.grad is None for p in arena.generator.network.parameters())
+
+
+def test_clipping_bites_after_measuring():
+    arena = Arena(tiny(), CPU, np.random.default_rng(0))
+    labels = torch.zeros(4, 2)
+    generator_step(arena, labels)
+    norms = [p.grad.norm() for p in arena.generator.network.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm() <= 1.0 + 1e-4
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 2), (2, 2), (3, 16), (5, 4)])
+def test_few_songs(count, batch):
+    log_mel, frames, labels = music(count, frames=20)
+    config = tiny(**{"gan.batch_size": batch})
+    history, generator, _ = train_gan(
+        log_mel, frames, labels, config, CPU, np.random.default_rng(0)
+    )
+    assert len(history["epochs"]["loss_ratio"]) == 1
+    assert np.isfinite(history["rounds"]["generator_loss"]).all()
+
+
+def test_a_bad_number_stops_training():
+    log_mel, frames, labels = music()
+    log_mel[:, 5] = np.nan
+    with pytest.raises(MusemoError, match=r"stopped at step 1: .*= nan.*gan.learning_rate"):
+        train_gan(log_mel, frames, labels, tiny(), CPU, np.random.default_rng(0))
+
+
+def test_only_training_songs_count_and_runs_repeat(tmp_path):
+    runs = [write_run(tmp_path / str(i), value) for i, value in enumerate((-1.0, 0.75))]
+    for run in runs:
+        fit_gan(run, tiny())
+    first, second = map(artifacts, runs)
+    assert set(first) == {
+        "gan.safetensors",
+        "gan_history.json",
+        "gan_samples.csv",
+        "gan_samples.npy",
+    }
+    assert first == second
+    fit_gan(runs[0], tiny(seed=1))
+    assert artifacts(runs[0])["gan.safetensors"] != second["gan.safetensors"]
+
+
+def test_saved_weights_draw_the_saved_samples(tmp_path):
+    run, config = write_run(tmp_path, 0.0), tiny()
+    _, asked, windows = fit_gan(run, config)
+    saved = load_file(run.path("gan.safetensors"))
+    pair = dict(zip(("generator", "discriminator"), build_gan(config), strict=True))
+    for name, network in pair.items():
+        own = {k.removeprefix(f"{name}."): v for k, v in saved.items() if k.startswith(f"{name}.")}
+        network.load_state_dict(own)
+    rng = gan_training.torch_rng_for(config.seed, "gan_samples")
+    again = draw_windows(pair["generator"], asked.to_numpy(), rng=rng, batch_size=4)
+    np.testing.assert_allclose(again, windows, atol=2e-3)
+    assert windows.shape == (8, 128, 64)
+    assert windows.dtype == np.float16
+    assert asked.abs().to_numpy().max() <= 1
+
+
+def test_samples_do_not_depend_on_the_batch():
+    generator = build_gan(tiny())[0]
+    labels = np.random.default_rng(0).uniform(-1, 1, (7, 2))
+    one, all_at_once = (
+        draw_windows(generator, labels, rng=torch.Generator().manual_seed(0), batch_size=size)
+        for size in (1, 7)
+    )
+    np.testing.assert_allclose(one, all_at_once, atol=2e-3)
+
+
+def test_memory_grows_with_the_batch():
+    small, large = (tiny(**{"gan.batch_size": size}) for size in (4, 8))
+    pair = build_gan(small)
+    assert training_memory(large, *pair) > training_memory(small, *pair) > 0
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+def test_every_precision_trains(precision):
+    log_mel, frames, labels = music(4)
+    config = tiny(precision=precision)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    history, *_ = train_gan(log_mel, frames, labels, config, device, np.random.default_rng(0))
+    assert np.isfinite(history["rounds"]["generator_loss"]).all()

@@ -1,0 +1,221 @@
+"""The twelve notebooks as one run: artifacts, resume, sameness, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from musemo.core import MusemoError, Run, write_atomic
+from musemo.pipeline import SECTIONS, _Forward, open_run, run_suite
+from musemo.presets import make_config, save_config
+from tests.conftest import ROOT
+
+ARTIFACTS = [name for section in SECTIONS for name in section.artifacts]
+
+
+def musemo(*arguments, **options):
+    "Run the command line in a process of its own."
+    command = [sys.executable, "-m", "musemo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def test_a_run_leaves_every_artifact_report_and_headline(smoke_run):
+    run = Run(smoke_run)
+    assert run.has(*ARTIFACTS)
+    index = (smoke_run / "index.html").read_text()
+    for section in SECTIONS:
+        assert f"reports/{section.name}.html" in index
+        report = (smoke_run / f"reports/{section.name}.html").read_text()
+        assert "data:image/png;base64," in report, section.name
+        assert len(run.load(f"figures/{section.name}.json")["number"]) > 3
+        assert (smoke_run / f"figures/{section.name}.png").stat().st_size > 2000
+    for name in ("03_data", "08_audio"):
+        assert "data:audio/wav;base64," in (smoke_run / f"reports/{name}.html").read_text()
+
+
+def test_artifacts_keep_their_contract(smoke_run):
+    run = Run(smoke_run)
+    songs = run.load("songs.csv")
+    assert {"song_id", "valence", "arousal", "split", "status", "reason"} <= set(songs)
+    assert songs[["valence", "arousal"]].abs().max().max() <= 1
+    quality = run.load("gan_quality.json")
+    assert next(iter(quality)) == "score" and 0 <= quality["score"] <= 100
+    metrics = run.load("metrics.json")
+    for label in ("valence", "arousal"):
+        for model in ("model", "mean", "ridge"):
+            assert {"mae", "rmse", "ccc", "r2", "r"} <= set(metrics[label][model])
+    for path in smoke_run.rglob("*.json"):
+        assert json.loads(path.read_text())["units"], path.name
+
+
+def test_only_plain_formats_are_written(smoke_run):
+    allowed = {".json", ".csv", ".npy", ".safetensors", ".wav", ".png", ".html", ".ipynb"}
+    assert {path.suffix for path in smoke_run.rglob("*") if path.is_file()} <= allowed
+
+
+def test_one_configuration_gives_the_same_bytes(smoke_run, small_config, tmp_path):
+    "Stages called directly in this process against notebooks in kernels of their own."
+    run = Run(tmp_path / "again")
+    for section in SECTIONS:
+        if section.stage:
+            section.make(run, small_config)
+    for name in ARTIFACTS:
+        if name != "config.json":
+            assert run.path(name).read_bytes() == (smoke_run / name).read_bytes(), name
+
+
+def test_a_run_that_was_cut_off_goes_on(smoke_run, small_config, tmp_path, monkeypatch):
+    out = tmp_path / "cut"
+    calls = []
+
+    def stop_at_three(run, section, bar):
+        calls.append(section.name)
+        if section.name == "03_data":
+            raise KeyboardInterrupt
+        run.save(f"reports/{section.name}.html", "done")
+        for name in (*section.artifacts, f"figures/{section.name}.json"):
+            target = run.path(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((smoke_run / name).read_bytes())
+        return 1.0
+
+    monkeypatch.setattr("musemo.pipeline.execute", stop_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(small_config, out)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(small_config, out)
+    assert calls == ["01_core", "02_config", "03_data", "03_data"]
+    assert "not run yet" in (out / "index.html").read_text()
+
+
+def test_another_configuration_in_an_old_run_is_refused(smoke_run, small_config):
+    changed = make_config(
+        "smoke",
+        {"data.path": small_config.data.path, "gan.epochs": 3, "audio.clip_seconds": 3.0},
+    )
+    with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3"):
+        run_suite(changed, smoke_run)
+
+
+def test_a_notebook_alone_gets_what_it_needs(small_config, tmp_path):
+    run = Run(tmp_path / "alone")
+    save_config(run, small_config)
+    opened, config = open_run(run.folder, before=5)
+    assert config == small_config
+    assert opened.has("songs.csv", "logmel.npy") and not opened.has("gan.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.csv"
+    write_atomic(path, pd.DataFrame({"x": [1]}))
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        write_atomic(path, "no table")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_full_disk_is_one_clear_error():
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    # A file on a full device cannot be renamed into place, so the writer itself is tried.
+    from musemo.core import _write_json
+
+    with pytest.raises(OSError, match="No space left"), full.open("wb", buffering=0) as file:
+        _write_json(file, {"units": {}})
+
+
+def test_the_bar_shows_the_last_line_of_a_kernel():
+    shown = []
+    bar = type("Bar", (), {"set_postfix_str": lambda self, text: shown.append(text)})()
+    _Forward(bar).write("\rdecoding:  1%|  |\rdecoding:  2%|  |\r")
+    assert shown == ["decoding:  2%|  |"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--data", "/no/such/folder"], "there is no such folder"),
+        (["run", "--data", "{empty}"], "holds no static_annotations_averaged_songs"),
+        (["run", "--preset", "tiny"], "tiny"),
+        (["run", "--set", "gan.epoch=3"], "gan.epoch"),
+        (["run", "--set", "gan.epochs=none"], "gan.epochs"),
+        (["run", "--set", "gan.epochs"], "SECTION.FIELD=VALUE"),
+        (["predict", "{text}", "--model", "{run}"], "cannot be read as sound"),
+        (["predict", "{text}", "--model", "/no/such/run"], "missing"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, words, smoke_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp3").write_text("words")
+    places = {"empty": tmp_path / "empty", "text": tmp_path / "text.mp3", "run": smoke_run}
+    arguments = [text.format(**places) for text in arguments]
+    if arguments[0] == "run":
+        arguments += ["--out", tmp_path / "out"]
+    result = musemo(*arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(small_config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = musemo("run", "--data", small_config.data.path, "--out", tmp_path / "file")
+    assert result.returncode == 2 and "is a file" in result.stderr
+    result = musemo("run", "--data", small_config.data.path, "--out", tmp_path / "file/run")
+    assert result.returncode == 2 and "cannot write" in result.stderr
+
+
+def test_prediction_of_a_song(smoke_run, small_config):
+    song = next(Path(small_config.data.path).rglob("*.mp3"))
+    result = musemo("predict", song, "--model", smoke_run)
+    assert result.returncode == 0, result.stderr
+    name, valence, arousal, *_ = result.stdout.splitlines()[1].split("\t")
+    assert name == song.name and abs(float(valence)) <= 1.5 and abs(float(arousal)) <= 1.5
+
+
+def test_the_kaggle_kernel_runs_alone(small_config, tmp_path):
+    "No package, no network: the kernel in an empty folder against a mount like Kaggle's."
+    mount = tmp_path / "input/datasets/someone/deam-mediaeval"
+    shutil.copytree(small_config.data.path, mount)
+    notebook = nbformat.read(ROOT / "kaggle/musemo.ipynb", as_version=4)
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert "import musemo" not in source and "from musemo" not in source
+    import papermill
+
+    (tmp_path / "work").mkdir()
+    papermill.execute_notebook(
+        ROOT / "kaggle/musemo.ipynb",
+        tmp_path / "kernel.ipynb",
+        parameters={
+            "preset": "smoke",
+            "data": str(tmp_path / "input"),
+            "out": str(tmp_path / "work/musemo"),
+            "values": {"audio.clip_seconds": 3.0, "data.cache": str(tmp_path / "cache")},
+        },
+        cwd=tmp_path / "work",
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    assert Run(tmp_path / "work/musemo").has(*ARTIFACTS)
+
+
+def test_the_kernel_s_metadata_is_what_kaggle_asks_for():
+    facts = json.loads((ROOT / "kaggle/kernel-metadata.json").read_text())
+    owner, slug = facts["id"].split("/")
+    assert slug == facts["title"].lower().replace(" ", "-") and len(facts["title"]) >= 5
+    assert (ROOT / "kaggle" / facts["code_file"]).exists()
+    assert facts["kernel_type"] == "notebook" and facts["language"] == "python"
+    assert facts["enable_gpu"] and facts["machine_shape"] == "NvidiaTeslaT4"
+    # The ViT's weights come from the hub where no checkpoint is attached.
+    assert facts["enable_internet"] is True
+    assert all(len(source.split("/")) == 2 for source in facts["dataset_sources"])
+    assert os.path.exists(ROOT / "kaggle/__init__.py") is False

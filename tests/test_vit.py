@@ -1,0 +1,243 @@
+"""Sections 9 to 11: parts stay apart, weights are never made up, training does what it says."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTModel
+
+from musemo.core import MusemoError, Run
+from musemo.dataset import EpochSampler, build_loaders, to_pixels
+from musemo.presets import make_config
+from musemo.vit import (
+    EmotionViT,
+    WeightsError,
+    build_vit,
+    count_trainable,
+    describe_vit,
+    freeze_backbone,
+    locate_weights,
+    revive_vit,
+    unfreeze_last,
+    vit_blocks,
+)
+from musemo.vit_training import fit_vit, schedule_phases, train_vit
+
+SONGS = 16
+SMALL = {"vit.hidden": 16, "vit.layers": 1, "vit.heads": 2, "dataset.image_size": 32}
+
+
+def config_of(**values):
+    return make_config("smoke", SMALL | {k.replace("__", "."): v for k, v in values.items()})
+
+
+@pytest.fixture
+def run(tmp_path):
+    "A run whose songs are constants that name them: song i is at level -0.8 + i / 10."
+    run, level = Run(tmp_path / "run"), -0.8 + np.arange(SONGS) / 10
+    parts = ["train"] * 10 + ["val"] * 3 + ["test"] * 3
+    songs = pd.DataFrame({"song_id": np.arange(SONGS) + 1, "valence": level, "arousal": -level})
+    # The table holds songs without sound as well; they are in no part.
+    songs = songs.assign(split=parts, frames=90, row=np.arange(SONGS)[::-1], status="ok")
+    bad = {"song_id": 99, "valence": 0.0, "arousal": 0.0, "status": "no audio", "row": -1}
+    run.save("songs.csv", pd.concat([songs, pd.DataFrame([bad | {"frames": 0}])]))
+    log_mel = np.broadcast_to(level[::-1, None, None], (SONGS, 128, 90)).astype(np.float16)
+    run.save("logmel.npy", log_mel)
+    made = pd.DataFrame(
+        {"valence": [0.5] * 4, "arousal": [0.5] * 4, "emotion": ["", "", "", "sad"]}
+    )
+    run.save("synthetic.csv", made)
+    marks = np.array([0.95, 0.95, 0.95, -1.0])[:, None, None]
+    run.save("synthetic.npy", np.broadcast_to(marks, (4, 128, 64)).astype(np.float16))
+    return run
+
+
+def tiny_vit(**options):
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    size |= {"intermediate_size": 32, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(3)
+    return ViTModel(ViTConfig(**size | options), add_pooling_layer=False)
+
+
+def levels(loader):
+    return {round(float(p.mean()), 2) for pixels, *_ in loader for p in pixels}
+
+
+def test_no_song_is_in_two_parts_and_nothing_synthetic_leaves_training(run):
+    loaders = build_loaders(run, config_of(dataset__windows_per_song=3))
+    seen = {split: levels(loader) for split, loader in loaders.items()}
+    level = {i + 1: round(-0.8 + i / 10, 2) for i in range(SONGS)}
+    assert seen["train"] == {level[i] for i in range(1, 11)} | {0.95}
+    assert seen["val"] == {level[i] for i in range(11, 14)}
+    assert seen["test"] == {level[i] for i in range(14, 17)}
+    ids = [set(loader.dataset.songs["song_id"]) for loader in loaders.values()]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == SONGS
+    assert all(loaders[part].dataset.synthetic is None for part in ("val", "test"))
+    for pixels, labels, places in loaders["train"]:  # each label goes with its picture
+        real = places >= 0
+        assert torch.allclose(pixels[real].mean(dim=(1, 2, 3)), labels[real, 0], atol=1e-3)
+
+
+def test_a_part_without_songs_is_an_error(run):
+    songs = run.load("songs.csv")
+    run.save("songs.csv", songs[songs["split"] != "val"])
+    with pytest.raises(MusemoError, match="no songs in the val part"):
+        build_loaders(run, config_of())
+
+
+def test_synthetic_windows_of_another_width_are_an_error(run):
+    with pytest.raises(MusemoError, match="windows of 64 frames, the ViT sees 80"):
+        build_loaders(run, config_of(dataset__window_frames=80, gan__frames=80))
+
+
+def test_windows_are_the_same_for_any_number_of_workers(run):
+    rng = np.random.default_rng(0)
+    run.save("logmel.npy", rng.uniform(-1, 1, (SONGS, 128, 90)).astype(np.float16))
+    epochs = {}
+    for workers in (0, 2):
+        loader = build_loaders(run, config_of(dataset__workers=workers))["train"]
+        epochs[workers] = [torch.cat([batch[0] for batch in loader]) for _ in range(2)]
+    assert all(a.equal(b) for a, b in zip(epochs[0], epochs[2], strict=True))
+    assert not epochs[0][0].equal(epochs[0][1])
+
+
+def test_sampler_goes_on_where_it_stopped():
+    whole, late = EpochSampler(9, seed=4), EpochSampler(9, seed=4)
+    both = [list(whole), list(whole)]
+    late.epoch = 1
+    assert list(late) == both[1] != both[0]
+
+
+def test_pixels_follow_the_checkpoints_normalisation():
+    window = torch.linspace(-1, 1, 64).repeat(1, 16, 1)
+    plain = to_pixels(window, 32)
+    assert plain.shape == (1, 3, 32, 32) and plain.abs().max() <= 1
+    other = to_pixels(window, 32, mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
+    expected = ((plain[0, 2] + 1) / 2 - 0.3) / 0.4
+    assert torch.allclose(other[0, 2], expected, atol=1e-6)
+
+
+def test_weights_from_a_folder_with_their_own_normalisation(tmp_path):
+    backbone = tiny_vit()
+    backbone.save_pretrained(tmp_path)
+    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    model = build_vit(config_of(vit__weights=str(tmp_path)), kaggle=tmp_path / "none")
+    assert (model.mean, model.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    for name, weight in backbone.state_dict().items():
+        assert model.backbone.state_dict()[name].equal(weight), name
+
+
+def test_weights_from_a_kaggle_input(tmp_path):
+    place = tmp_path / "vit-base-patch16-224-in21k/transformers/default/1"
+    tiny_vit().save_pretrained(place)
+    (tmp_path / "deam").mkdir()
+    (tmp_path / "deam/config.json").write_text('["something else"]')
+    model = build_vit(make_config("full", {"dataset.image_size": 32}), kaggle=tmp_path)
+    assert model.source == "Kaggle input vit-base-patch16-224-in21k/transformers/default/1"
+    assert len(vit_blocks(model.backbone)) == 3
+
+
+def test_missing_weights_name_the_three_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError) as error:
+        locate_weights("musemo/there-is-no-such-vit", tmp_path)
+    for words in ("vit.weights=FOLDER", "on Kaggle", "vit.weights=scratch"):
+        assert words in str(error.value)
+    with pytest.raises(WeightsError, match="ways out"):
+        locate_weights(str(tmp_path), tmp_path)
+
+
+def test_a_checkpoint_that_lacks_weights_is_never_filled_up(tmp_path):
+    tiny_vit().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("1.layernorm_before.weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="1 weights are missing or misshapen"):
+        build_vit(config_of(vit__weights=str(tmp_path)))
+
+
+def test_a_broken_or_misfit_checkpoint_is_one_clear_error(tmp_path):
+    tiny_vit(image_size=64).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="set dataset.image_size=64"):
+        build_vit(config_of(vit__weights=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match="cannot be read as a ViT"):
+        build_vit(config_of(vit__weights=str(tmp_path)))
+
+
+def test_a_model_opens_again_from_description_and_weights():
+    model = EmotionViT(tiny_vit(), dropout=0.3, mean=(0.4,) * 3).eval()
+    again = revive_vit(json.loads(json.dumps(describe_vit(model))), model.state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    assert again(pixels).equal(model(pixels))
+    assert (again.mean, again.dropout.p, again.training) == ((0.4,) * 3, 0.3, False)
+
+
+def test_thawing_moves_exactly_the_last_blocks_and_the_last_norm():
+    model = EmotionViT(tiny_vit())
+    total = count_trainable(model)
+    unfreeze_last(model, 2)
+    moving = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    first = {f"backbone.{n}" for n, _ in model.backbone.named_parameters() if "s.0." in n}
+    assert "backbone.layernorm.weight" in moving and "head.bias" in moving
+    assert first and not moving & first
+    assert not any("embeddings" in name for name in moving)
+    unfreeze_last(model, 3)
+    assert count_trainable(model) == total
+    freeze_backbone(model)
+    assert count_trainable(model) == 16 * 2 + 2
+
+
+def test_schedule_is_the_specifications():
+    full = make_config("full").training
+    assert schedule_phases(full) == [(1, 24, 0), (8, 17, 1), (12, 13, 2), (16, 9, 3)]
+    short = make_config("full", {"training.epochs": 9}).training
+    assert schedule_phases(short) == [(1, 9, 0), (8, 2, 1)]
+
+
+def test_patience_stops_and_the_best_epoch_comes_back(run):
+    values = {"training__epochs": 12, "training__patience": 2, "training__learning_rate": 0.05}
+    config = config_of(**values)
+    torch.manual_seed(0)
+    model, loaders = build_vit(config), build_loaders(run, config)
+    states = []
+    history, best = train_vit(
+        model,
+        loaders,
+        config,
+        on_epoch=lambda row: states.append({k: v.clone() for k, v in model.state_dict().items()}),
+    )
+    losses = [row["val_loss"] for row in history]
+    place = int(np.argmin(losses))
+    assert len(history) == min(12, place + 1 + 2)
+    assert all(best[name].equal(weight) for name, weight in states[place].items())
+
+
+def test_frozen_weights_stay_and_the_rate_starts_again(run):
+    schedule = {"training__unfreeze": [[3, 1]], "training__epochs": 4, "training__patience": 9}
+    config = config_of(vit__layers=2, **schedule)
+    model = build_vit(config)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    history, _ = train_vit(model, build_loaders(run, config), config)
+    rates = [row["learning_rate"] for row in history]
+    assert rates[0] == rates[2] == config.training.learning_rate > rates[1]
+    moved = {k for k, v in model.state_dict().items() if not v.equal(before[k])}
+    assert any(k.startswith("head") for k in moved)
+    assert not any("s.0." in k or "embeddings" in k for k in moved)
+    assert any("s.1." in k for k in moved)
+
+
+def test_the_stage_gives_the_same_bytes_twice_and_wraps_its_errors(run):
+    config = config_of(training__epochs=2)
+    fit_vit(run, config)
+    names = ("vit.safetensors", "vit_history.json")
+    first = [run.path(name).read_bytes() for name in names]
+    fit_vit(run, config)
+    assert first == [run.path(name).read_bytes() for name in names]
+    with pytest.raises(MusemoError, match="ways out"):
+        fit_vit(run, config_of(vit__weights=str(run.folder)))
