@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
 PRESET ?= demo
-OUT ?= runs/$(PRESET)
+OUT ?=
 ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -24,7 +24,7 @@ $(VENV)/.test: $(VENV)/.run
 	@touch $@
 
 run: $(VENV)/.run  ## run the suite: DATA=DIR, PRESET=smoke|demo|kaggle|full, OUT=runs/NAME, ARGS=...
-	$(BIN)/musemo run --preset $(PRESET) --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/musemo run --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: check  ## everything that CI runs
 	rm -rf runs/notebook
@@ -34,7 +34,7 @@ test: check  ## everything that CI runs
 check: $(VENV)/.test  ## forms agree, code is clean
 	$(BIN)/python nbs/_build.py check
 	$(BIN)/ruff check nbs musemo tests setup.py
-	$(BIN)/ruff format --check nbs/_build.py nbs/_src musemo/cli.py musemo/pipeline.py musemo/demo.py tests setup.py
+	$(BIN)/ruff format --check nbs/_build.py nbs/_src musemo/cli.py musemo/pipeline.py musemo/report.py musemo/demo.py tests setup.py
 
 nbs: $(VENV)/.test  ## sources -> notebooks, modules, kernel
 	$(BIN)/ruff format --quiet nbs/_src

@@ -62,7 +62,8 @@ def run(
     ] = "",
     preset: Preset = "demo",
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET.")
+        Path,
+        typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET or runs/DATA."),
     ] = None,
     settings: Settings = (),
     scale: Annotated[
@@ -89,7 +90,10 @@ def run(
         os.environ["MUSEMO_QUIET"] = "1"
     path = str(Path(data).expanduser().resolve()) if data else None
     config = _configure(preset, settings, path=path, scale=scale)
-    index = run_suite(config, out or Path("runs") / preset, first=first, only=only)
+    if out is None:
+        name = f"{Path(path).stem}-{preset}".removesuffix("-demo") if path else preset
+        out = Path("runs") / name
+    index = run_suite(config, out, first=first, only=only)
     typer.echo(f"report: {index}")
 
 

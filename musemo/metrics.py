@@ -3,30 +3,29 @@
 # %% auto #0
 __all__ = ['LEAST_SONGS', 'score_columns', 'redraw_songs', 'interval_95']
 
-# %% ../nbs/12_evaluation.ipynb #4a0d5e70
+# %% ../nbs/12_evaluation.ipynb #3411fb9e
 import warnings
 
 import numpy as np
 import torch
-from torchmetrics.functional import (
-    concordance_corrcoef,
-    mean_absolute_error,
-    mean_squared_error,
-    pearson_corrcoef,
-    r2_score,
-)
 
-# %% ../nbs/12_evaluation.ipynb #40883a1a
+# %% ../nbs/12_evaluation.ipynb #44f87f59
 def score_columns(
     rated: np.ndarray,  # (N, K) songs by quantities, [-1, 1]
     predicted: np.ndarray,  # (N, K)
 ) -> dict[str, np.ndarray]:  # metric -> (K,); NaN where it is not defined
     "Compute MAE, RMSE, CCC (Lin 1989, n - 1 throughout), R2 and r of each column."
+    # Here, not above: torchmetrics loads its text and audio metrics too, seconds that predicting
+    # a song can do without.
+    from torchmetrics import functional
+
     y, p = (torch.from_numpy(np.array(values, dtype=np.float64)) for values in (rated, predicted))
     (songs, columns), none = y.shape, torch.full((y.shape[1],), torch.nan)
     scores = {
-        "mae": mean_absolute_error(p, y, num_outputs=columns).reshape(columns),
-        "rmse": mean_squared_error(p, y, squared=False, num_outputs=columns).reshape(columns),
+        "mae": functional.mean_absolute_error(p, y, num_outputs=columns).reshape(columns),
+        "rmse": functional.mean_squared_error(p, y, squared=False, num_outputs=columns).reshape(
+            columns
+        ),
         "ccc": none,
         "r2": none,
         "r": none,
@@ -35,9 +34,9 @@ def score_columns(
         # torchmetrics gives a constant column rounding noise or 0, and warns; it becomes NaN here.
         flat_y, flat_p = (np.ptp(values.numpy(), axis=0) < 1e-6 for values in (y, p))
         with warnings.catch_warnings(action="ignore"):
-            scores["ccc"] = concordance_corrcoef(p, y).reshape(columns)
-            scores["r2"] = r2_score(p, y, multioutput="raw_values").reshape(columns)
-            scores["r"] = pearson_corrcoef(p, y).reshape(columns)
+            scores["ccc"] = functional.concordance_corrcoef(p, y).reshape(columns)
+            scores["r2"] = functional.r2_score(p, y, multioutput="raw_values").reshape(columns)
+            scores["r"] = functional.pearson_corrcoef(p, y).reshape(columns)
         either, both = (torch.from_numpy(flat) for flat in (flat_y | flat_p, flat_y & flat_p))
         scores["ccc"] = scores["ccc"].masked_fill(either, 0).masked_fill(both, torch.nan)
         scores["r2"] = scores["r2"].masked_fill(torch.from_numpy(flat_y), torch.nan)

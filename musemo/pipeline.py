@@ -1,6 +1,5 @@
-"""Run the twelve notebooks in order: papermill, resume, index page."""
+"""Run the twelve notebooks in order with papermill, and go on where a run was cut off."""
 
-import html
 import importlib
 import os
 import shutil
@@ -11,15 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import papermill
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from musemo.config import Config
 from musemo.presets import changed_fields, make_config, read_config, save_config
-from musemo.core import MusemoError, Run, write_atomic
+from musemo.report import index_page, notebook_path, write_report
+from musemo.core import MusemoError, Run
 from musemo.data import find_data
 from musemo.demo import compose_demo
 
@@ -100,15 +98,6 @@ def _notebook_folder() -> Path:
     return run.folder
 
 
-def notebook_path(name: str) -> Path:
-    "Find a section's notebook: in the installed package, or in the clone beside it."
-    package = Path(__file__).parent
-    for folder in (package / "notebooks", package.parent / "nbs"):
-        if (folder / f"{name}.ipynb").exists():
-            return folder / f"{name}.ipynb"
-    raise MusemoError(f"the notebook {name}.ipynb is missing; install musemo again")
-
-
 class _Forward:
     "Show the last line of a kernel's progress bar behind the suite's own bar."
 
@@ -145,21 +134,6 @@ def execute(run: Run, section: Section, bar: tqdm) -> float:
         raise
     write_report(report)
     return time.monotonic() - begun
-
-
-def write_report(notebook: Path) -> Path:
-    "Turn an executed notebook into a page that needs no network."
-    content = nbformat.read(notebook, as_version=4)
-    content.cells = [cell for cell in content.cells if "injected" not in str(cell.metadata)]
-    for cell in content.cells:
-        cell["outputs"] = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
-    exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
-    for url in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"):
-        setattr(exporter, url, "")
-    resources = {"metadata": {"name": notebook.stem}}
-    return write_atomic(
-        notebook.with_suffix(".html"), exporter.from_notebook_node(content, resources)[0]
-    )
 
 
 @contextmanager
@@ -217,53 +191,11 @@ def run_suite(
             if section.name not in done or not complete:
                 done[section.name] = round(execute(run, section, bar), 1)
                 run.save("run.json", record)
-                run.save("index.html", index_page(run, config, done))
+                run.save(
+                    "index.html",
+                    index_page(
+                        run, config, {section.name: done.get(section.name) for section in SECTIONS}
+                    ),
+                )
             bar.update()
     return run.path("index.html")
-
-
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
-article { border: 1px solid #8886; border-radius: .5rem; padding: .75rem 1rem; }
-h2 { font-size: 1.05rem; margin: 0; } img { width: 100%; background: #fff; }
-p { margin: .3rem 0; } .quiet { opacity: .75; font-size: .9rem; }
-@media (max-width: 24rem) { main { grid-template-columns: 1fr; } }
-"""
-
-
-def _promise(name: str) -> tuple[str, str]:
-    "Read a notebook's title and its one-line promise."
-    lines = nbformat.read(notebook_path(name), as_version=4).cells[1].source.splitlines()
-    promise = next((line[1:].strip() for line in lines if line.startswith(">")), "")
-    return lines[0].lstrip("# "), promise
-
-
-def _card(run: Run, name: str, seconds: float | None) -> str:
-    "Make a section's card: link, promise, main number, main figure, duration."
-    title, promise = map(html.escape, _promise(name))
-    if seconds is None:
-        return f"<article><h2>{name[:2]} {title}</h2><p class=quiet>not run yet</p></article>"
-    number = html.escape(run.load(f"figures/{name}.json")["number"])
-    return (
-        f'<article><h2><a href="reports/{name}.html">{name[:2]} {title}</a></h2>'
-        f"<p>{promise}</p><p><strong>{number}</strong></p>"
-        f'<img src="figures/{name}.png" alt="{title}: {number}">'
-        f"<p class=quiet>{seconds:.0f} s</p></article>"
-    )
-
-
-def index_page(run: Run, config: Config, done: dict[str, float]) -> str:
-    "Make the page that links the twelve reports."
-    cards = "\n".join(_card(run, section.name, done.get(section.name)) for section in SECTIONS)
-    name = html.escape(run.folder.resolve().name)
-    data = html.escape(Path(config.data.path).name)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>musemo: {name}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>musemo: {name}</h1><p>Data: {data}. Preset: {config.preset}. Seed: {config.seed}. "
-        f"{len(done)} of {len(SECTIONS)} sections in {sum(done.values()):.0f} s.</p>"
-        f"<main>{cards}</main></body></html>"
-    )

@@ -1,5 +1,6 @@
 """The twelve notebooks as one run: artifacts, resume, sameness, and what is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from musemo import core
 from musemo.core import MusemoError, Run, write_atomic
 from musemo.pipeline import SECTIONS, _Forward, open_run, run_suite
 from musemo.presets import make_config, save_config
@@ -121,15 +123,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_a_full_disk_is_one_clear_error():
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    # A file on a full device cannot be renamed into place, so the writer itself is tried.
-    from musemo.core import _write_json
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    write_atomic(path, pd.DataFrame({"x": [1]}))
+    before = path.read_bytes()
 
-    with pytest.raises(OSError, match="No space left"), full.open("wb", buffering=0) as file:
-        _write_json(file, {"units": {}})
+    def fill(file, value):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(core._writers, ".csv", fill)
+    with pytest.raises(MusemoError, match="No space left on device; free the disk"):
+        write_atomic(path, pd.DataFrame({"x": [2]}))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_the_bar_shows_the_last_line_of_a_kernel():
@@ -199,7 +206,11 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path):
             "preset": "smoke",
             "data": str(tmp_path / "input"),
             "out": str(tmp_path / "work/musemo"),
-            "values": {"audio.clip_seconds": 3.0, "data.cache": str(tmp_path / "cache")},
+            "values": {
+                "audio.clip_seconds": 3.0,
+                "data.cache": str(tmp_path / "cache"),
+                "data.workers": 2,  # a notebook's own functions must reach other processes
+            },
         },
         cwd=tmp_path / "work",
         kernel_name="python3",

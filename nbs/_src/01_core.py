@@ -365,7 +365,7 @@ def subplots(
     **options,  # for plt.subplots
 ) -> tuple[plt.Figure, np.ndarray | plt.Axes]:
     "Open a figure in musemo's style; `size` is that of one panel."
-    plt.get_backend()  # loads it: inside rc_context its own settings would be undone at the end
+    plt.draw_if_interactive()  # loads the backend: inside rc_context its settings would be undone
     with plt.rc_context(_style):
         return plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), **options)
 

@@ -562,11 +562,12 @@ with pd.option_context("display.max_rows", None, "display.max_colwidth", None):
 
 # %%
 epochs = np.arange(1, config.training.epochs + 1)
-blocks = [
-    max([b for e, b in config.training.unfreeze if e <= epoch], default=0) for epoch in epochs
-]
+pairs = config.training.unfreeze
+blocks = np.array([max([b for e, b in pairs if e <= epoch], default=0) for epoch in epochs])
+if config.vit.weights == "scratch":
+    blocks = np.minimum(blocks, config.vit.layers)
 figure, axes = subplots(size=(6, 2.4))
 axes.step(epochs, blocks, where="mid", color=COLORS["model"])
 axes.set(title="Trainable blocks of the ViT", xlabel="epoch", ylabel="last blocks (count)")
-axes.set_ylim(0, max(blocks) + 1)
+axes.set_ylim(0, blocks.max() + 1)
 run.headline("02_config", f"{len(table)} fields, preset {config.preset}", figure)

@@ -27,7 +27,6 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import librosa
@@ -37,6 +36,7 @@ import soundfile
 import soxr
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 
 from musemo.annotations import (
     LABELS,
@@ -427,12 +427,6 @@ def decode(
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
 
-@lru_cache
-def mel_filters(audio: AudioConfig) -> torch.Tensor:  # (M, n_fft / 2 + 1)
-    "Make librosa's Slaney mel filter bank once for a configuration."
-    return torch.from_numpy(librosa.filters.mel(**audio.mel))
-
-
 def log_mel_of(
     wave: np.ndarray,  # (S,) mono at audio.sample_rate
     audio: AudioConfig,
@@ -448,7 +442,8 @@ def log_mel_of(
         pad_mode="constant",
         return_complex=True,
     )
-    power = mel_filters(audio) @ spectrum.abs().square()  # (M, T)
+    filters = torch.from_numpy(librosa.filters.mel(**audio.mel))  # Slaney, (M, n_fft / 2 + 1)
+    power = filters @ spectrum.abs().square()  # (M, T)
     return audio.to_unit(10 * power.clamp(min=1e-10).log10().numpy()).astype(np.float16)
 
 
@@ -507,18 +502,21 @@ def extract_log_mels(
     "Bring the log-mels of many songs into the cache, over processes, with a progress bar."
     cache = Path(config.data.cache).expanduser()
     # A process takes seconds to start: below 64 songs for each it costs more than it gives.
-    workers = min(config.data.workers or os.cpu_count(), max(1, len(paths) // 64))
+    workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // 64))
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths
     )
     found = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    return list(progress(found, desc="decoding", total=len(paths)))
+    results = list(progress(found, desc="decoding", total=len(paths)))
+    if workers > 1:
+        get_reusable_executor().shutdown()  # idle processes would keep their memory for minutes
+    return results
 
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    good, bad = Path(folder) / "good.wav", Path(folder) / "bad.mp3"
+    good, bad = Path(folder) / "good.wav", Path(folder) / "bad.wav"
     soundfile.write(good, wave, 22050)
     bad.write_text("this is no music")
     settings = [audio, Path(folder) / "cache", 2.0]
