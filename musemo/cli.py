@@ -9,7 +9,7 @@ import typer
 
 from musemo.config import Config
 from musemo.presets import field_table, make_config
-from musemo.core import MusemoError
+from musemo.core import MusemoError, Run
 
 app = typer.Typer(
     help="Predict the emotion of music from its sound, and hear what a generator makes of it.",
@@ -133,13 +133,14 @@ def predict(
     failed = []
     for song in songs:
         try:
-            valence, arousal = predict_file(model, song)
+            emotion = predict_file(Run(model), song)
         except MusemoError as error:
             failed.append(str(error))
             continue
-        on_nine = (5 + 4 * valence, 5 + 4 * arousal)
-        row = f"{valence:+.2f}\t{arousal:+.2f}\t{on_nine[0]:.1f}\t{on_nine[1]:.1f}"
-        typer.echo(f"{song.name}\t{row}")
+        unit = f"{emotion['valence']:+.2f}\t{emotion['arousal']:+.2f}"
+        typer.echo(
+            f"{song.name}\t{unit}\t{emotion['valence_1_9']:.1f}\t{emotion['arousal_1_9']:.1f}"
+        )
     if failed:
         raise MusemoError("\n".join(failed))
 

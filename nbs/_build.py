@@ -82,14 +82,15 @@ def build_kernel(root: Path) -> None:
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
     start, configure = (cell for cell in intro.cells if "later" in cell.metadata.get("tags", []))
     cells = [cell for cell in intro.cells if cell not in (start, configure)]
+    waiting = []
     for path in sorted((root / "nbs").glob("[0-9]*.ipynb")):
         section = kernel_cells(nbformat.read(path, as_version=4))
-        if path.stem in ("01_core", "02_config"):
-            # The stage's own cells come after the run or the configuration that they need.
-            stage = next(
-                i for i, cell in enumerate(section) if cell.source.startswith("## On the run")
-            )
-            section.insert(stage, start if path.stem == "01_core" else configure)
+        stage = next(i for i, c in enumerate(section) if c.source.startswith("## On the run"))
+        # The stages of 01 and 02 need the configuration, which 02 makes.
+        if path.stem == "01_core":
+            section, waiting = section[:stage], section[stage:]
+        elif path.stem == "02_config":
+            section[stage:stage] = [start, configure, *waiting]
         cells += section
     write(stamp(nbformat.v4.new_notebook(cells=cells), "kernel"), root / "kaggle/musemo.ipynb")
 

@@ -122,7 +122,7 @@ def test_a_drifted_form_is_noticed(tmp_path):
 
 def test_an_edited_notebook_comes_back_to_its_source(tmp_path):
     build = importlib.import_module("_build")
-    subprocess.run(["cp", "-r", ROOT / "nbs", tmp_path / "nbs"], check=True)
+    subprocess.run(["cp", "-r", ROOT / "nbs", ROOT / ".ruff.toml", tmp_path], check=True)
     before = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
     build.pull(tmp_path)
     after = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
