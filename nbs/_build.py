@@ -157,8 +157,11 @@ def main() -> None:
                 f"drifted from nbs/_src: {', '.join(drifted)}; run `make nbs` (or `make pull`)"
             )
         print("sources, notebooks, modules and kernel agree")
+    elif command == "build":
+        build(ROOT)
+        pull(ROOT)  # changes blank lines between cells at most: one spacing, whoever wrote last
     else:
-        {"build": build, "pull": pull}[command](ROOT)
+        pull(ROOT)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ import tempfile
 
 from fastcore.test import test_close, test_eq, test_fail
 
+
 # %% [markdown]
 # ## One error for users
 #
@@ -93,6 +94,7 @@ test_eq(seed_for(0, "split"), seed_for(0, "split"))
 assert seed_for(0, "split") != seed_for(0, "noise") != seed_for(1, "noise")
 test_eq(rng_for(3, "x").normal(size=4), rng_for(3, "x").normal(size=4))
 
+
 # %% [markdown]
 # ## Device and precision
 #
@@ -136,6 +138,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
 test_eq(pick_precision(torch.device("cpu")), torch.float32)
 test_fail(lambda: pick_device("tpu"), contains="device = 'tpu'")
 pick_device()
+
 
 # %% [markdown]
 # ## The run folder
@@ -255,6 +258,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_fail(lambda: run.load("c.csv"), contains="c.csv is missing")
     test_eq(sorted(p.name for p in Path(folder).iterdir()), ["a.npy", "b.json"])
 
+
 # %% [markdown]
 # ## Songs and windows
 #
@@ -312,6 +316,7 @@ test_eq(songs, [0, 0, 0, 1, 1, 1])
 test_close(windows[:3, 0, 0], [0.0, 0.3, 0.6])
 test_eq(windows[3, 0, 3], -1)
 test_eq(cut_windows(ramp, [10, 10], 10)[0], ramp.astype(np.float32))
+
 
 # %% [markdown]
 # ## One bar for every long step
@@ -399,6 +404,7 @@ sweep = np.add.outer(-np.arange(40), np.arange(80)) / 2.0
 plot_log_mel(
     axes[1], sweep, sample_rate=80, hop=4, bands=np.arange(40) * 100.0, limits=(-20, 40), title="A"
 )
+
 
 # %% [markdown]
 # ## A player in the page

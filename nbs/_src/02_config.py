@@ -32,6 +32,7 @@ from IPython.display import display
 
 from musemo.core import COLORS, subplots
 
+
 # %% [markdown]
 # ## A field knows its unit and its source
 #
@@ -56,6 +57,7 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 SPEC = "specification"
+
 
 # %% [markdown]
 # ## Sound
@@ -118,6 +120,7 @@ test_eq((AudioConfig().n_mels, AudioConfig().frames), (128, 1292))
 decibels = np.linspace(-60, 40, 11)
 test_close(AudioConfig().to_db(AudioConfig().to_unit(decibels)), decibels, eps=1e-4)
 test_eq(AudioConfig().to_unit(np.array([-200.0, 90.0])), [-1, 1])
+
 
 # %% [markdown]
 # ## Songs
@@ -214,7 +217,6 @@ class QualityConfig(Section):
 # ## Synthesis and sound
 #
 # The five emotions are the specification's, as (valence, arousal) on [-1, 1].
-
 
 # %%
 #| export
@@ -473,6 +475,7 @@ test_fail(lambda: make_config("smoke", {"gan.epochs": 0}), contains="gan.epochs 
 test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
+
 
 # %% [markdown]
 # ## Reading and comparing

@@ -67,7 +67,6 @@ from musemo.core import COLORS, player, plot_log_mel, subplots
 # DEAM's headers are odd: a blank after each comma, one inside a name. A value off the 1-9 scale
 # is refused with its song, since a silent clip would be a wrong label.
 
-
 # %%
 #| export annotations
 LABELS = ["valence", "arousal"]
@@ -271,6 +270,7 @@ test_eq(mended.loc[0, ["valence", "arousal", "valence_std"]].tolist(), [3.0, 3.1
 test_eq(exchange_labels(mended, audit["exchanged"]), songs)
 test_eq(audit_labels(mended, read_dynamic({}))["exchanged"], [])
 
+
 # %% [markdown]
 # ## Finding the files
 #
@@ -354,7 +354,6 @@ with tempfile.TemporaryDirectory() as folder:
 # Songs of one artist sound alike, so an artist belongs to one part. Shuffled artists fill the
 # test part, then validation; the rest trains.
 
-
 # %%
 #| export
 MIN_SONGS = 6
@@ -400,6 +399,7 @@ test_fail(
     lambda: split_songs(["", ""], validation=0.2, test=0.2, rng=rng_for(0)), contains="at least 6"
 )
 pd.Series(parts).value_counts()
+
 
 # %% [markdown]
 # ## From file to log-mel
@@ -459,6 +459,7 @@ reference = np.clip(librosa.power_to_db(reference, ref=1.0, amin=1e-10, top_db=N
 ours = audio.to_db(log_mel_of(wave, audio))
 test_eq(ours.shape, (128, audio.frames))
 test_close(ours, reference, eps=0.05)
+
 
 # %% [markdown]
 # ## Decoding once
@@ -526,6 +527,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_eq(os.stat(where).st_mtime_ns, before)
     test_eq(cached_log_mel(bad, *settings)[0], "unreadable")
     test_eq(cached_log_mel(good, *settings[:2], 5.0), ("too_short", "3.0 s of at least 5 s"))
+
 
 # %% [markdown]
 # ## The stage

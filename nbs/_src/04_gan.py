@@ -31,6 +31,7 @@ from fastcore.test import test_close, test_eq
 from musemo.presets import make_config
 from musemo.core import cut_windows, load_part, plot_log_mel, subplots
 
+
 # %% [markdown]
 # ## The condition
 #
@@ -50,6 +51,7 @@ def condition_mlp(
 
 # %%
 test_eq(condition_mlp(4, 6)(torch.zeros(3, 2)).shape, (3, 6))
+
 
 # %% [markdown]
 # ## Attention with a way around it
@@ -91,6 +93,7 @@ assert torch.equal(attention(x), x)
 attention.gamma.data.fill_(1.0)
 # Attention has no notion of place: mirrored in, mirrored out.
 test_close(attention(x.flip(3)), attention(x).flip(3), eps=1e-5)
+
 
 # %% [markdown]
 # ## Up-sampling without a checkerboard
@@ -146,6 +149,7 @@ for panel, picture, title in zip(axes, (plain, smooth), ("transposed", "smoothed
     panel.set(title=title, xlabel="frame", ylabel="band")
     panel.grid(False)
 
+
 # %% [markdown]
 # ## A layer that hears the condition
 #
@@ -182,6 +186,7 @@ class UpSampling(nn.Module):
 # %%
 layer, condition = UpSampling(16, 8, 6), torch.randn(2, 6)
 test_eq(layer(torch.randn(2, 16, 4, 5), condition).shape, (2, 8, 8, 10))
+
 
 # %% [markdown]
 # ## The generator
@@ -243,6 +248,7 @@ for frames in (64, 100, 1292):
 small = make_config("smoke", tiny)
 generator = Generator(small)
 assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)))
+
 
 # %% [markdown]
 # ## The discriminator
@@ -310,6 +316,7 @@ for layer in discriminator.modules():
     if isinstance(layer, nn.Conv2d | nn.Linear):
         test_close(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item(), 1, eps=0.05)
 
+
 # %% [markdown]
 # ## Both, as the configuration says
 #
@@ -338,6 +345,7 @@ downs = sum(a * b * 16 + b for a, b in [(2, 2), (2, 4), (4, 8), (8, 16)])
 judging = (2 * D + D) + (D * 128 + 128) + downs + (16 * 8 + 1 + 1)
 pair = dict(zip(("generator", "discriminator"), build_gan(small), strict=True))
 test_eq(network_sizes(**pair), {"generator": drawing, "discriminator": judging})
+
 
 # %% [markdown]
 # ## Drawing on demand
@@ -373,6 +381,7 @@ drawn = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1))
 test_eq((drawn.shape, drawn.dtype), ((5, 128, 64), np.float16))
 again = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1), batch_size=2)
 test_close(drawn, again, eps=2e-3)
+
 
 # %% [markdown]
 # ## What training will ask for

@@ -49,6 +49,7 @@ from fastcore.test import test_close, test_eq, test_fail
 from musemo.presets import make_config
 from musemo.core import COLORS, plot_log_mel, subplots
 
+
 # %% [markdown]
 # ## Who is ahead
 #
@@ -68,6 +69,7 @@ def accuracies(
 
 # %%
 test_eq(accuracies(torch.tensor([2.0, -1.0]), torch.tensor([-3.0, -0.1])), (0.5, 1.0))
+
 
 # %% [markdown]
 # The balance rule: a discriminator below 60 % gets one more step, up to three; above 95 % one
@@ -94,6 +96,7 @@ gan = GanConfig()
 test_eq([next_steps(0.59, steps, gan) for steps in (1, 2, 3)], [2, 3, 3])
 test_eq([next_steps(0.96, steps, gan) for steps in (1, 2, 3)], [1, 1, 2])
 test_eq([next_steps(share, 3, gan) for share in (0.60, 0.80, 0.95)], [1, 1, 1])
+
 
 # %% [markdown]
 # ## Losses
@@ -136,6 +139,7 @@ def check_finite(step: int, **losses: float) -> None:
 # %%
 check_finite(3, generator_loss=0.7)
 test_fail(lambda: check_finite(3, generator_loss=float("nan")), contains="step 3: generator_loss")
+
 
 # %% [markdown]
 # ## One side of the contest
@@ -181,6 +185,7 @@ test_close(side.step(100 * line.weight.sum()), 100)
 test_close(line.weight.grad.abs().item(), 1, eps=1e-5)
 side.decay()
 test_close(side.rate, 0.099)
+
 
 # %% [markdown]
 # ## What both sides share
@@ -321,6 +326,7 @@ for name, weight in arena.generator.network.state_dict().items():
     assert torch.equal(weight, drawn[name]), name
 play_round(arena, real, labels, steps=2)
 
+
 # %% [markdown]
 # ## An epoch of windows
 #
@@ -363,7 +369,6 @@ test_close(mean_level(flat, np.array([5, 5])).tanh().mean().item(), 0.5, eps=1e-
 # Every round and every epoch is kept, as columns. A gradient norm may overflow in float16
 # while the loss scale is being found; such a number is kept as empty, never as NaN.
 
-
 # %%
 #| export
 HISTORY_UNITS = {
@@ -393,6 +398,7 @@ def epoch_row(rounds: list[dict[str, float]], arena: Arena) -> dict[str, float]:
 
 # %%
 test_eq(as_columns([{"a": 1}, {"a": float("inf")}]), {"a": [1.0, None]})
+
 
 # %% [markdown]
 # ## The loop
@@ -470,6 +476,7 @@ for name, weight in generator.state_dict().items():
 # %%
 broken = np.where(toy_songs > 0.4, np.nan, toy_songs)
 test_fail(lambda: train_toy(broken), contains="stopped at step 1: discriminator_loss = nan")
+
 
 # %% [markdown]
 # ## The stage

@@ -50,6 +50,7 @@ from musemo.core import (
 from fastcore.test import test_close, test_eq, test_fail
 from scipy import linalg
 
+
 # %% [markdown]
 # ## Sets that can be judged
 #
@@ -81,6 +82,7 @@ def check_windows(
 test_fail(lambda: check_windows(np.zeros((1, 4, 4))), contains="n >= 2")
 test_fail(lambda: check_windows(np.full((3, 4, 4), np.nan)), contains="3 of 3 windows hold NaN")
 test_fail(lambda: check_windows(np.zeros((2, 4, 4)), np.zeros((2, 4, 5))), contains="one shape")
+
 
 # %% [markdown]
 # ## Frechet distance without a covariance
@@ -136,6 +138,7 @@ test_close(frechet_distance(a, b), textbook(a, b), eps=1e-8)
 test_close(frechet_distance(a, b), frechet_distance(a, b, chunk=5), eps=1e-8)
 test_close(frechet_distance(a, a), 0, eps=1e-9)
 
+
 # %% [markdown]
 # The kernel distance sees any difference in shape, not only in mean and covariance. It is
 # unbiased: between two samples of one distribution it is zero on average, so it may be negative.
@@ -165,6 +168,7 @@ def kernel_distance(
 # %%
 test_close(np.mean([kernel_distance(*rng.normal(size=(2, 50, 4))) for _ in range(50)]), 0, 0.01)
 assert kernel_distance(rng.normal(size=(50, 4)) + 1, rng.normal(size=(50, 4))) > 0.2
+
 
 # %% [markdown]
 # ## Variety
@@ -203,6 +207,7 @@ real = rng.normal(size=(60, 3))
 test_eq(coverage(real, real, np.arange(60)), 1.0)
 test_eq(coverage(real + 50, real, np.arange(60)), 0.0)
 test_close(spacing(np.repeat(real[:20], 3, 0)), 0, eps=1e-6)
+
 
 # %% [markdown]
 # ## What is compared
@@ -244,6 +249,7 @@ windows = rng.uniform(-1, 1, size=(400, 32, 20)).astype(np.float32)
 features = window_statistics(windows)
 test_eq(features.shape, (400, 96))
 test_close(whiten(features, shrink=1e-6)(features).std(0), np.ones(96), eps=0.01)
+
 
 # %% [markdown]
 # Statistics of whole windows cannot tell a blurred picture from a sharp one. Patches of 8 bands
@@ -291,6 +297,7 @@ def cut_patches(
 test_eq(cut_patches(windows, rng).shape, (400, 20, 64))
 test_eq(cut_patches(windows[:, :8, :8], rng, count=1)[:, 0], windows[:, :8, :8].reshape(400, 64))
 
+
 # %% [markdown]
 # The examples below need music in small: decaying tones at random bands, some louder than others.
 
@@ -314,6 +321,7 @@ for panel, window in zip(axes, fresh, strict=False):
     panel.imshow(window, origin="lower", aspect="auto", cmap="magma")
     panel.set(title="made-up music", xlabel="frame", ylabel="band")
     panel.grid(False)
+
 
 # %% [markdown]
 # Seven measures of one set against another; noise with the real means and spreads is the floor:
@@ -357,6 +365,7 @@ def described(windows):
 music, noise = (described(x) for x in (train[:80], noise_like(fresh, rng)))
 pd.DataFrame({"music": measure(music, described(fresh)), "noise": measure(noise, described(fresh))})
 
+
 # %% [markdown]
 # ## The specification's families
 #
@@ -397,6 +406,7 @@ def describe_families(
 families = describe_families(fresh, fresh, AudioConfig())
 test_close(families["frequency correlation: profile r"], 1, eps=1e-6)
 pd.Series(families)
+
 
 # %% [markdown]
 # ## Does it obey?
@@ -439,6 +449,7 @@ found = correlations(read, asked[40:])
 assert found["arousal"] > 0.5 > abs(found["valence"])
 test_eq(correlations(np.zeros((4, 2)), np.zeros((4, 2)))["valence"], None)
 found
+
 
 # %% [markdown]
 # ## Does it copy?
@@ -544,6 +555,7 @@ from musemo.distance import (
     window_statistics,
 )
 
+
 # %% [markdown]
 # ## The judge
 #
@@ -617,7 +629,6 @@ def make_judge(
 # On made-up music, decaying tones at random pitches, real scores high, and noise, one window
 # repeated and a blur score low. On real music the same is a test.
 
-
 # %%
 judge = make_judge(train, tones(80, rng), np.arange(80) // 2, seed=0)
 blurred = (fresh + np.roll(fresh, 1, 2) + np.roll(fresh, 1, 1) + np.roll(fresh, 2, 2)) / 4
@@ -630,6 +641,7 @@ scores = {
 assert scores["real"] > 85 and max(scores["noise"], scores["one repeated"]) < 15
 assert scores["blurred"] < 50
 scores
+
 
 # %% [markdown]
 # The interval comes from halves: half of the generated windows against half of the songs, many
@@ -664,6 +676,7 @@ def score_interval(
 # %%
 low, high = score_interval(judge, fresh, draws=10, seed=0)
 assert low <= judge.score(fresh) <= high
+
 
 # %% [markdown]
 # ## Five pictures

@@ -49,6 +49,7 @@ from safetensors.torch import save_file
 
 from musemo.presets import make_config
 
+
 # %% [markdown]
 # ## What is asked for
 #
@@ -97,6 +98,7 @@ test_eq(np.abs(drawn).max(), 1)
 test_close(drawn[drawn[:, 0] < 0].mean(0), labels[1], eps=0.03)
 test_fail(lambda: check_conditions([[0, 0], [4.2, 0]]), contains="condition 1 is valence 4.2")
 test_fail(lambda: check_conditions([[np.nan, 0]]), contains="must be in [-1, 1]")
+
 
 # %% [markdown]
 # ## Drawing them
@@ -164,6 +166,7 @@ test_close(generate(Painter(), drawn[:4], seed=3), songs[:4], eps=1e-3)
 assert np.abs(generate(Painter(), drawn[:10], seed=4) - songs).max() > 0.01
 test_fail(lambda: generate(Painter(), [[0, 1.5]], seed=3), contains="arousal 1.5")
 
+
 # %% [markdown]
 # ## The trained generator
 #
@@ -206,6 +209,7 @@ with tempfile.TemporaryDirectory() as folder:
     trained = load_generator(Run(Path(folder)), config)
     test_eq(generate(trained, [[0.8, 0.7]], seed=0).shape, (1, 32, config.gan.frames))
     test_fail(lambda: load_generator(Run(Path(folder)), other), contains="another configuration")
+
 
 # %% [markdown]
 # ## Two pictures
@@ -275,6 +279,7 @@ def plot_plane(
 
 # %%
 figure = plot_plane(trained, config)
+
 
 # %% [markdown]
 # ## The stage

@@ -41,6 +41,7 @@ from fastcore.test import test_close, test_eq, test_fail
 
 from musemo.core import COLORS
 
+
 # %% [markdown]
 # ## There
 #
@@ -97,6 +98,7 @@ reference = librosa.feature.melspectrogram(
 )
 test_close(audio.to_db(log_mel[0]), np.maximum(10 * np.log10(reference), audio.db_min), eps=1e-2)
 
+
 # %% [markdown]
 # ## Back: where the energy lies
 #
@@ -125,6 +127,7 @@ test_close(to_power(np.full((1, 32, 2), 0.2), audio), np.ones((1, 32, 2)), eps=1
 test_eq(to_power(np.full((1, 32, 2), -1.0), audio).max(), 0)
 test_fail(lambda: to_power(np.zeros((1, 8, 4)), audio), contains="needed is (B, 32, T)")
 test_fail(lambda: to_power(np.full((1, 32, 4), np.nan), audio), contains="NaN")
+
 
 # %% [markdown]
 # Many spectra have the same mel bands; we want one that is nowhere negative. Multiplicative
@@ -168,6 +171,7 @@ assert found.min() >= 0 and errors[-1] < 0.1 < errors[0]
 figure, axes = subplots(size=(4, 2.2))
 axes.semilogy(rounds, errors, "o-", color=COLORS["model"])
 axes.set(title="Bands of the found spectrum", xlabel="updates", ylabel="mean error (dB)")
+
 
 # %% [markdown]
 # ## Back: a phase that fits
@@ -264,6 +268,7 @@ pd.DataFrame(
     index=["musemo", "librosa"],
 ).round(2)
 
+
 # %% [markdown]
 # ## Level
 #
@@ -326,6 +331,7 @@ def plot_in_pairs(
 # %%
 back = wave_log_mel(torch.from_numpy(waves), audio)
 figure = plot_in_pairs([("asked", log_mel[0]), ("sounding", back[0])], audio)
+
 
 # %% [markdown]
 # ## The stage

@@ -42,7 +42,6 @@ from musemo.presets import make_config
 # pretraining. A window is squeezed to that size; antialiasing averages the frames that fall on
 # one pixel, where plain interpolation would skip most of a 30 s clip.
 
-
 # %%
 #| export
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of most ViT checkpoints, a channel
@@ -74,6 +73,7 @@ pixels = to_pixels(clicks, 16)
 test_eq(pixels.shape, (2, 3, 16, 16))
 test_close(pixels[:, :, :, 1:-1], torch.full((2, 3, 16, 14), -0.5), eps=0.1)
 test_close(to_pixels(torch.full((1, 8, 8), -1.0), 8, mean=(0.4,) * 3, std=(0.2,) * 3), -2.0)
+
 
 # %% [markdown]
 # ## One dataset for all three parts
@@ -151,6 +151,7 @@ test_eq((len(data), tuple(pixels.shape), song), (6, (3, 32, 32), 1))
 test_close(label.numpy(), [0.2, 0.4], eps=1e-6)
 assert data[4][0].equal(data[4][0]) and not data[4][0].equal(data[4 + len(data)][0])
 
+
 # %% [markdown]
 # ## The order is an argument too
 #
@@ -185,6 +186,7 @@ sampler = EpochSampler(4, seed=0)
 first, second = list(sampler), list(sampler)
 test_eq((sorted(first), sorted(second)), ([0, 1, 2, 3], [4, 5, 6, 7]))
 test_eq(list(EpochSampler(4, seed=0)), first)
+
 
 # %% [markdown]
 # ## Synthetic songs

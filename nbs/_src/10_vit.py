@@ -39,6 +39,7 @@ from fastcore.test import test_close, test_eq, test_fail
 
 from musemo.presets import make_config
 
+
 # %% [markdown]
 # ## A picture in, two numbers out
 #
@@ -89,6 +90,7 @@ test_eq(model(pixels).shape, (3, 2))
 model.head.bias.data.fill_(5.0)
 test_eq(model(pixels).detach().numpy(), torch.ones(3, 2).numpy())
 
+
 # %% [markdown]
 # ## The floor as a starting point
 #
@@ -112,6 +114,7 @@ def start_at_mean(
 # %%
 start_at_mean(model, torch.tensor([[0.2, 0.0], [0.4, -0.2]]))
 test_close(model(pixels).detach().numpy(), [[0.3, -0.1]] * 3, eps=1e-6)
+
 
 # %% [markdown]
 # ## Where the weights come from
@@ -174,6 +177,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_eq(find_kaggle_weights("google/vit-base", folder).parts[-4], "vit-base")
     test_fail(lambda: find_kaggle_weights("my/other", folder), contains="2 ViTs below")
 
+
 # %% [markdown]
 # A hub name is downloaded once, or taken from the hub's own cache; without network and cache
 # the error says what else can be done.
@@ -211,6 +215,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_fail(lambda: locate_weights("no such name", folder), contains="vit.weights=scratch")
     model.backbone.save_pretrained(folder)
     test_eq(locate_weights(folder)[0], Path(folder))
+
 
 # %% [markdown]
 # ## Reading them, with nothing left to chance
@@ -334,6 +339,7 @@ with tempfile.TemporaryDirectory() as folder:
     settings["dataset.image_size"] = 64
     test_fail(lambda: build_vit(make_config("full", settings)), contains="dataset.image_size=32")
 
+
 # %% [markdown]
 # ## A model that can be read back
 #
@@ -367,6 +373,7 @@ def revive_vit(
 # %%
 again = revive_vit(json.loads(json.dumps(describe_vit(loaded))), loaded.state_dict())
 test_eq(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy())
+
 
 # %% [markdown]
 # ## A song's answer
@@ -402,6 +409,7 @@ six = torch.randn(6, 3, 32, 32)
 batches = [(six[:4], None, torch.tensor([0, 0, 1, 1])), (six[4:], None, torch.tensor([2, 2]))]
 by_hand = again(six).detach().view(3, 2, 2).mean(dim=1).numpy()
 test_close(predict_songs(again, batches), by_hand, eps=1e-6)
+
 
 # %% [markdown]
 # ## Freezing
@@ -455,6 +463,7 @@ unfreeze_last(model, 64)
 test_eq(count_trainable(model), sum(weight.numel() for weight in model.parameters()))
 unfreeze_last(model, 0)
 test_eq(count_trainable(model), 2 * 16 + 2)
+
 
 # %% [markdown]
 # The backbone moves at a tenth of the head's rate, so each is a group of its own. Frozen

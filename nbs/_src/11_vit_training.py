@@ -54,6 +54,7 @@ from transformers import ViTConfig, ViTModel
 
 from musemo.presets import make_config
 
+
 # %% [markdown]
 # ## A loss with a preference
 #
@@ -85,6 +86,7 @@ rated = torch.zeros(5, 2)
 test_close(float(loss_function(rated + torch.tensor([1.0, 0.0]), rated)), 0.6, eps=1e-6)
 test_close(float(loss_function(rated + torch.tensor([0.0, 1.0]), rated)), 0.4, eps=1e-6)
 
+
 # %% [markdown]
 # ## The schedule
 #
@@ -110,6 +112,7 @@ def schedule_phases(
 full = make_config("full").training
 test_eq(schedule_phases(full), [(1, 24, 0), (8, 17, 1), (12, 13, 2), (16, 9, 3)])
 test_eq(schedule_phases(make_config("smoke").training), [(1, 3, 64)])
+
 
 # %% [markdown]
 # At each phase the optimiser is made anew, since it must know the weights that have joined, and
@@ -150,6 +153,7 @@ for _ in range(10):
     optimizer.step()
     cosine.step()
 test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=1e-9)
+
 
 # %% [markdown]
 # ## One epoch
@@ -311,6 +315,7 @@ test_fail(
     lambda: train_vit(model, {"train": broken, "val": made}, stuck),
     contains="loss = nan at batch 1",
 )
+
 
 # %% [markdown]
 # ## The stage

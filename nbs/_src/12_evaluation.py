@@ -26,6 +26,7 @@ from fastcore.test import test_close, test_eq
 
 from musemo.core import subplots
 
+
 # %% [markdown]
 # ## Five metrics
 #
@@ -88,7 +89,6 @@ test_eq([bool(np.isnan(score_columns(rated[:1], rated[:1])[k][0])) for k in ("ma
 # Songs are drawn again with replacement, and the middle 95 % of the metric is its interval. It
 # tells what other test songs might have given; another seed or another split would add to it.
 # Rivals are drawn together, so their difference has an interval of its own.
-
 
 # %%
 #| export metrics
@@ -155,6 +155,7 @@ from musemo.dataset import WindowDataset, build_loaders
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
 from musemo.vit import EmotionViT, predict_songs, revive_vit
 
+
 # %% [markdown]
 # ## The floor and a rival
 #
@@ -201,6 +202,7 @@ steady, busy = np.zeros((1, 128, 10)), np.tile([0.0, 0.5], (1, 128, 5))
 statistics = song_statistics(np.concatenate([steady, busy]), np.array([10, 10]))
 test_eq(statistics.shape, (2, 192))
 test_close(statistics[1, [0, 64, 128]], [0.25, 0.25, 0.45], eps=1e-6)
+
 
 # %% [markdown]
 # ## The model of a run
@@ -423,6 +425,7 @@ plot_scatter(axes[0], corners[:, 0], 0.6 * corners[:, 0], title="A timid model")
 plot_shifts(axes[1], corners, 0.6 * corners)
 plot_errors(axes[2], -0.4 * corners[:, 0], -corners[:, 0], title="Its errors")
 test_eq(plot_quadrants(axes[3], corners, 0.6 * corners), np.eye(4, dtype=int))
+
 
 # %% [markdown]
 # ## Words for numbers
