@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode', 'log_mel_of',
-           'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
+           'run_jobs', 'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #3ab12b85
+# %% ../nbs/03_data.ipynb #4d13a2dc
 import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def split_songs(
         names = [name for name in names if name not in part]
     return [part.get(group, "train") for group in groups]
 
-# %% ../nbs/03_data.ipynb #2ff6ee0e
+# %% ../nbs/03_data.ipynb #3d0600da
 def decode(
     path: str | Path,
     audio: AudioConfig,
@@ -147,21 +148,34 @@ def log_mel_of(
     audio: AudioConfig,
 ) -> np.ndarray:  # (M, T) float16 in [-1, 1]
     "Compute the log-mel spectrogram on the fixed decibel scale of the configuration."
-    window = torch.hann_window(audio.n_fft)
     spectrum = torch.stft(
         torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)),
         audio.n_fft,
         audio.hop,
-        window=window,
-        center=True,
-        pad_mode="constant",
+        window=torch.hann_window(audio.n_fft),
+        pad_mode="constant",  # as librosa: silence beyond the ends
         return_complex=True,
     )
     filters = torch.from_numpy(librosa.filters.mel(**audio.mel))  # Slaney, (M, n_fft / 2 + 1)
     power = filters @ spectrum.abs().square()  # (M, T)
     return audio.to_unit(10 * power.clamp(min=1e-10).log10().numpy()).astype(np.float16)
 
-# %% ../nbs/03_data.ipynb #04686da7
+# %% ../nbs/03_data.ipynb #e8135371
+def run_jobs(
+    jobs: Iterable,  # of joblib's delayed calls
+    *,
+    workers: int,  # processes
+    desc: str,
+    total: int,
+) -> list:  # results in order
+    "Run jobs over processes with a progress bar, and leave no process behind."
+    results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
+    results = list(progress(results, desc=desc, total=total))
+    # Idle processes would keep their memory, and their parent waiting, for minutes.
+    get_reusable_executor().shutdown()
+    return results
+
+
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -199,13 +213,9 @@ def extract_log_mels(
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths
     )
-    found = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    results = list(progress(found, desc="decoding", total=len(paths)))
-    if workers > 1:
-        get_reusable_executor().shutdown()  # idle processes would keep their memory for minutes
-    return results
+    return run_jobs(jobs, workers=workers, desc="decoding", total=len(paths))
 
-# %% ../nbs/03_data.ipynb #086e3056
+# %% ../nbs/03_data.ipynb #0c0fa908
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
@@ -234,8 +244,7 @@ def list_songs(
         low, high = SCALES["1-9"]
     else:
         songs = read_own_table(path, config.data.scale)
-        files = [path.parent / name for name in songs["file"]]
-        files = [file if file.is_file() else None for file in files]
+        files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
         audit = {"recognised": False, "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
@@ -246,7 +255,7 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #a943ec66
+# %% ../nbs/03_data.ipynb #e4ef8872
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
@@ -282,8 +291,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
         one = np.load(found[i][1])
         log_mel[row, :, : one.shape[1]] = one
         songs.loc[i, ["frames", "row"]] = one.shape[1], row
-    units = {"exchanged": "song_id", "blocks": "Pearson r of the table as published"}
-    audit |= {"applied": config.data.labels == "corrected", "units": units}
+    audit["applied"] = config.data.labels == "corrected"
+    audit["units"] = {"exchanged": "song_id", "blocks": "Pearson r of the table as published"}
     run.save("label_audit.json", audit)
     run.save("logmel.npy", log_mel)
     run.save("songs.csv", songs)

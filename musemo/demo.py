@@ -27,9 +27,10 @@ import numpy as np
 import pretty_midi
 import soundfile
 import soxr
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count, delayed
 
-from musemo.core import MusemoError, progress
+from musemo.core import MusemoError
+from musemo.data import run_jobs
 
 VERSION = 1  # to be raised when a seed would sound or be labelled differently
 RATE = 44_100  # Hz, as DEAM's clips
@@ -291,9 +292,8 @@ def compose_demo(
         built = Path(scratch) / folder.name
         (built / AUDIO).mkdir(parents=True)
         write_tables(built / TABLES, songs=songs, seconds=seconds, seed=seed)
-        pool, ids = Parallel(n_jobs=workers, return_as="generator"), range(1, songs + 1)
-        clips = pool(delayed(write_clip)(built / AUDIO, k, seconds, seed) for k in ids)
-        list(progress(clips, desc="demo music", total=songs))
+        jobs = (delayed(write_clip)(built / AUDIO, k, seconds, seed) for k in range(1, songs + 1))
+        run_jobs(jobs, workers=workers, desc="demo music", total=songs)
         (built / "README.txt").write_text(f"{__doc__}\n{wanted}\n")
         built.replace(folder)
     return folder

@@ -28,6 +28,7 @@ body { max-width: 64rem; margin: 0 auto !important; }
 details.code > summary { cursor: pointer; opacity: .6; font-size: .8rem; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none !important; }
 .jp-OutputArea-output { overflow-x: auto; }
+.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere; }
 img, audio { max-width: 100%; }
 </style>
 {%- endblock -%}
@@ -41,9 +42,9 @@ img, audio { max-width: 100%; }
 def _result_first(cells: list) -> list:
     "Put the section's result behind its title, and how it works behind the result."
     on_run = next(i for i, cell in enumerate(cells) if cell.source.startswith("## On the run"))
-    title = next(i for i, cell in enumerate(cells) if cell.source.startswith("# ")) + 1
+    title = next(i for i, cell in enumerate(cells) if cell.source.startswith("# "))
     behind = nbformat.v4.new_markdown_cell("## How it works")
-    return [*cells[:title], *cells[on_run:], behind, *cells[title:on_run]]
+    return [cells[title], *cells[on_run:], behind, *cells[:title], *cells[title + 1 : on_run]]
 
 
 def write_report(notebook: Path) -> Path:
@@ -71,7 +72,8 @@ _STYLE = """
 body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
 article { border: 1px solid #8886; border-radius: .5rem; padding: .75rem 1rem; }
-h2 { font-size: 1.05rem; margin: 0; } img { width: 100%; background: #fff; }
+h2 { font-size: 1.05rem; margin: 0; }
+img { width: 100%; max-height: 16rem; object-fit: contain; background: #fff; }
 p { margin: .3rem 0; } .quiet { opacity: .75; font-size: .9rem; }
 @media (max-width: 24rem) { main { grid-template-columns: 1fr; } }
 """

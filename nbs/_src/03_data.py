@@ -26,6 +26,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -432,14 +433,12 @@ def log_mel_of(
     audio: AudioConfig,
 ) -> np.ndarray:  # (M, T) float16 in [-1, 1]
     "Compute the log-mel spectrogram on the fixed decibel scale of the configuration."
-    window = torch.hann_window(audio.n_fft)
     spectrum = torch.stft(
         torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)),
         audio.n_fft,
         audio.hop,
-        window=window,
-        center=True,
-        pad_mode="constant",
+        window=torch.hann_window(audio.n_fft),
+        pad_mode="constant",  # as librosa: silence beyond the ends
         return_complex=True,
     )
     filters = torch.from_numpy(librosa.filters.mel(**audio.mel))  # Slaney, (M, n_fft / 2 + 1)
@@ -471,6 +470,21 @@ test_close(ours, reference, eps=0.05)
 
 # %%
 #| export
+def run_jobs(
+    jobs: Iterable,  # of joblib's delayed calls
+    *,
+    workers: int,  # processes
+    desc: str,
+    total: int,
+) -> list:  # results in order
+    "Run jobs over processes with a progress bar, and leave no process behind."
+    results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
+    results = list(progress(results, desc=desc, total=total))
+    # Idle processes would keep their memory, and their parent waiting, for minutes.
+    get_reusable_executor().shutdown()
+    return results
+
+
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -508,11 +522,7 @@ def extract_log_mels(
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths
     )
-    found = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    results = list(progress(found, desc="decoding", total=len(paths)))
-    if workers > 1:
-        get_reusable_executor().shutdown()  # idle processes would keep their memory for minutes
-    return results
+    return run_jobs(jobs, workers=workers, desc="decoding", total=len(paths))
 
 
 # %%
@@ -566,8 +576,7 @@ def list_songs(
         low, high = SCALES["1-9"]
     else:
         songs = read_own_table(path, config.data.scale)
-        files = [path.parent / name for name in songs["file"]]
-        files = [file if file.is_file() else None for file in files]
+        files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
         audit = {"recognised": False, "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
@@ -616,8 +625,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
         one = np.load(found[i][1])
         log_mel[row, :, : one.shape[1]] = one
         songs.loc[i, ["frames", "row"]] = one.shape[1], row
-    units = {"exchanged": "song_id", "blocks": "Pearson r of the table as published"}
-    audit |= {"applied": config.data.labels == "corrected", "units": units}
+    audit["applied"] = config.data.labels == "corrected"
+    audit["units"] = {"exchanged": "song_id", "blocks": "Pearson r of the table as published"}
     run.save("label_audit.json", audit)
     run.save("logmel.npy", log_mel)
     run.save("songs.csv", songs)
@@ -627,7 +636,7 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
 # %% [markdown]
 # ## On the run
 #
-# What this run's data is, and what was left out.
+# What the data set says of itself, what this run has of it, and what was left out.
 
 # %% tags=["parameters"]
 run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
@@ -637,6 +646,11 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 from musemo.pipeline import open_run
 
 run, config = open_run(run_folder, before=3)
+
+# %%
+about = Path(config.data.path).expanduser() / "README.txt"
+if about.is_file():
+    print(about.read_text())
 
 # %%
 songs, audit = prepare_data(run, config)
@@ -658,7 +672,8 @@ if audit["exchanged"]:
     print(f"{len(audit['exchanged'])} songs have valence and arousal exchanged: {done}.")
 else:
     print("No exchanged labels.")
-pd.DataFrame(audit["blocks"])
+if audit["blocks"]:
+    display(pd.DataFrame(audit["blocks"]).set_index("ids").T)
 
 # %% [markdown]
 # Songs on the valence-arousal plane, and three of them as the models see them: from low to high
