@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'see
            'autocast', 'write_atomic', 'Run', 'load_part', 'cut_windows', 'progress', 'subplots', 'plot_log_mel',
            'player', 'start_run']
 
-# %% ../nbs/01_core.ipynb #6214c6bf
+# %% ../nbs/01_core.ipynb #6dcbe547
 import base64
 import hashlib
 import html
@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +26,7 @@ import pandas as pd
 import soundfile
 import torch
 from IPython.display import HTML
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -58,7 +58,7 @@ def seed_everything(seed: int) -> None:
     "Seed torch's global generators, which initialise layers and drive dropout."
     torch.manual_seed(seed)
 
-# %% ../nbs/01_core.ipynb #dc0850d8
+# %% ../nbs/01_core.ipynb #326c84ee
 def pick_device(
     name: str = "auto",  # auto, cpu, cuda or mps
 ) -> torch.device:
@@ -84,9 +84,7 @@ def pick_precision(
 
 def autocast(device: torch.device, dtype: torch.dtype):
     "Run the forward pass in `dtype`; nothing at all in full precision."
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 # %% ../nbs/01_core.ipynb #7091b8de
 def _write_json(file, value):
@@ -117,7 +115,7 @@ _readers = {
     ".safetensors": load_file,
 }
 
-# %% ../nbs/01_core.ipynb #f2380ca1
+# %% ../nbs/01_core.ipynb #e9f04e32
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
@@ -133,17 +131,15 @@ def write_atomic(
             with open(temporary, "wb") as file:
                 _writers[path.suffix](file, value)
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MusemoError(
-            f"cannot write {path}: {reason}; free the disk or change --out"
-        ) from error
+    except (OSError, SafetensorError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MusemoError(f"cannot write {path}: {reason}; free the disk or move it") from error
     finally:
         if temporary.exists():
             temporary.unlink()
     return path
 
-# %% ../nbs/01_core.ipynb #51bd27e2
+# %% ../nbs/01_core.ipynb #b49d9590
 @dataclass(frozen=True)
 class Run:
     "A folder of artifacts, each written whole or not at all."
@@ -171,7 +167,7 @@ class Run:
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
         self.save(f"figures/{section}.png", figure)
-        self.save(f"figures/{section}.json", {"number": number, "units": "see number"})
+        self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
 
 # %% ../nbs/01_core.ipynb #a9eecc4d
 def load_part(

@@ -6,7 +6,7 @@
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode', 'log_mel_of',
            'run_jobs', 'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #4d13a2dc
+# %% ../nbs/03_data.ipynb #06e08f87
 import hashlib
 import os
 import re
@@ -27,13 +27,12 @@ from joblib.externals.loky import get_reusable_executor
 from musemo.annotations import (
     LABELS,
     SCALES,
-    audit_labels,
-    exchange_labels,
     plain_name,
     read_annotations,
     read_artists,
     read_dynamic,
     read_own_table,
+    settle_labels,
 )
 from .config import AudioConfig, Config
 from .core import MusemoError, Run, progress, rng_for, write_atomic
@@ -160,7 +159,7 @@ def log_mel_of(
     power = filters @ spectrum.abs().square()  # (M, T)
     return audio.to_unit(10 * power.clamp(min=1e-10).log10().numpy()).astype(np.float16)
 
-# %% ../nbs/03_data.ipynb #e8135371
+# %% ../nbs/03_data.ipynb #cebd7512
 def run_jobs(
     jobs: Iterable,  # of joblib's delayed calls
     *,
@@ -187,7 +186,7 @@ def cached_log_mel(
         key = hashlib.blake2b(path.read_bytes(), digest_size=16)
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(audio.model_dump_json().encode())
+    key.update(b"log-mel 1" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if not target.exists():
         try:
@@ -215,20 +214,18 @@ def extract_log_mels(
     )
     return run_jobs(jobs, workers=workers, desc="decoding", total=len(paths))
 
-# %% ../nbs/03_data.ipynb #0c0fa908
+# %% ../nbs/03_data.ipynb #8d4574f5
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
     songs = pd.concat(map(read_annotations, sources.tables), ignore_index=True)
     songs = songs.drop_duplicates("song_id").sort_values("song_id", ignore_index=True)
-    audit = audit_labels(songs, read_dynamic(sources.dynamic))
-    if labels == "corrected":
-        songs = exchange_labels(songs, audit["exchanged"])
+    songs, audit = settle_labels(songs, read_dynamic(sources.dynamic), labels)
     artists = read_artists(sources.metadata)
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
     extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
-    unlabelled = pd.DataFrame({"song_id": np.full(len(extra), -1)})
+    unlabelled = pd.DataFrame({"song_id": [int(s) if s.isdigit() else -1 for s in extra]})
     files += [sources.audio[stem] for stem in extra]
     return pd.concat([songs, unlabelled], ignore_index=True), audit, files
 
@@ -245,7 +242,7 @@ def list_songs(
     else:
         songs = read_own_table(path, config.data.scale)
         files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
-        audit = {"recognised": False, "exchanged": [], "blocks": []}
+        audit = {"known": False, "witness": "cannot tell", "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
         songs[label] = (songs[label] - low) / (high - low) * 2 - 1
@@ -255,18 +252,18 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #e4ef8872
+# %% ../nbs/03_data.ipynb #dc54cbaf
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
-def _split_usable(songs: pd.DataFrame, config: Config) -> pd.DataFrame:
+def _split_usable(songs: pd.DataFrame, contents: pd.Series, config: Config) -> pd.DataFrame:
     "Give each usable song its part; raises MusemoError with all counts where they are too few."
     usable, data = songs["status"] == "ok", config.data
     shares = {"validation": data.validation, "test": data.test}
+    # Two files of one content are one song, whatever they are called.
+    artists = songs["artist"].where(songs["artist"] != "", contents)[usable].tolist()
     try:
-        parts = split_songs(
-            songs.loc[usable, "artist"].tolist(), **shares, rng=rng_for(config.seed, "split")
-        )
+        parts = split_songs(artists, **shares, rng=rng_for(config.seed, "split"))
     except MusemoError as error:
         counts = ", ".join(f"{n} {status}" for status, n in songs["status"].value_counts().items())
         raise MusemoError(f"{error}; data.path = {data.path!r} has {counts}") from error
@@ -283,7 +280,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     found = dict(zip(there, extract_log_mels([files[i] for i in there], config), strict=True))
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
-    songs = _split_usable(songs, config)
+    contents = pd.Series({i: where for i, (_, where) in found.items()}, dtype=str)
+    songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
     usable = songs.index[songs["status"] == "ok"]
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
     songs["frames"], songs["row"] = 0, -1

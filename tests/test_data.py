@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from musemo.annotations import _published, audit_labels, settle_labels
 from musemo.core import MusemoError, Run, load_part
 from musemo.data import find_deam, list_songs, log_mel_of, prepare_data
 from musemo.presets import make_config
@@ -148,6 +149,63 @@ def test_deam_s_exchanged_labels_are_found_and_corrected(real_data, tmp_path):
     assert (len(both), agree.sum()) == (744, 738)
 
 
+def test_dynamic_annotations_alone_can_witness_the_exchange():
+    rng = np.random.default_rng(0)
+    dynamic = pd.DataFrame(rng.uniform(-0.5, 0.5, (40, 2)), columns=["valence", "arousal"])
+    dynamic.index = np.arange(101, 141)
+    songs = pd.DataFrame({"song_id": dynamic.index})
+    songs["valence"], songs["arousal"] = (dynamic[c].to_numpy() * 4 + 5 for c in dynamic)
+    assert audit_labels(songs, dynamic)["exchanged"] == []
+    crossed = songs.rename(columns={"valence": "arousal", "arousal": "valence"})
+    audit = audit_labels(crossed, dynamic)
+    assert (audit["known"], audit["witness"], len(audit["exchanged"])) == (False, "exchanged", 40)
+
+
+def test_witnesses_that_disagree_stop_the_run():
+    rows = [(i, *pair) for i, pair in _published.items()]
+    rows += [(i, 1 + i % 7, 1 + i % 5) for i in range(20, 60)]
+    songs = pd.DataFrame(rows, columns=["song_id", "valence", "arousal"], dtype=float)
+    songs = songs.assign(valence_std=1.0, arousal_std=1.0)
+    dynamic = songs.set_index("song_id")[["valence", "arousal"]]
+    with pytest.raises(MusemoError, match="data.labels=published"):
+        settle_labels(songs, dynamic, "corrected")
+    assert settle_labels(songs, dynamic, "published")[0] is songs
+
+
+def test_one_recording_under_two_names_belongs_to_one_part(deam, tmp_path):
+    sound = deam / "DEAM_audio/MEMD_audio"
+    for i in range(7, 13):
+        (sound / f"{i}.mp3").write_bytes((sound / f"{i - 6}.mp3").read_bytes())
+    songs, _ = prepare_data(Run(tmp_path / "run"), config_for(deam, tmp_path / "cache"))
+    parts = songs.set_index("song_id")["split"]
+    assert [parts[i] == parts[i + 6] for i in range(1, 7)] == [True] * 6
+
+
+def test_metadata_with_odd_letters_and_rows_is_read(deam, tmp_path):
+    text = "song_id,Artist\n1,Bj\xf6rk\n2,a,b,c\n3,Bj\xf6rk\n"
+    (deam / "metadata_2014.csv").write_bytes(text.encode("latin-1"))
+    songs, _, _ = list_songs(config_for(deam, tmp_path))
+    named = songs.set_index("song_id")["artist"]
+    assert named[1] == named[3] != "" and named[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "words"), [("2.7,5,1,5,1", "song_id 2.7 must be a whole"), ("2,5,1,x,1", "'x'")]
+)
+def test_a_bad_row_is_refused(deam, tmp_path, row, words):
+    table = table_of(deam)
+    table.write_text(table.read_text() + ",,,,\n" + row + "\n")
+    with pytest.raises(MusemoError, match=words):
+        list_songs(config_for(deam, tmp_path))
+
+
+def test_a_file_listed_twice_is_refused(tmp_path):
+    table = tmp_path / "my.csv"
+    table.write_text("file,valence,arousal\na.mp3,5,5\na.mp3,6,6\n")
+    with pytest.raises(MusemoError, match="a.mp3 stands there twice"):
+        list_songs(config_for(table, tmp_path))
+
+
 def test_published_labels_can_be_kept(real_data, tmp_path):
     config = config_for(real_data("deam"), tmp_path, **{"data.labels": "published"})
     songs, audit, _ = list_songs(config)
@@ -157,4 +215,4 @@ def test_published_labels_can_be_kept(real_data, tmp_path):
 
 def test_another_set_with_the_same_ids_stays_as_it_is(real_data, tmp_path):
     _, audit, _ = list_songs(config_for(real_data("vgmidi"), tmp_path))
-    assert (audit["recognised"], audit["exchanged"]) == (False, [])
+    assert (audit["known"], audit["exchanged"]) == (False, [])

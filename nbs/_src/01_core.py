@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +31,7 @@ import pandas as pd
 import soundfile
 import torch
 from IPython.display import HTML
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -129,9 +129,7 @@ def pick_precision(
 
 def autocast(device: torch.device, dtype: torch.dtype):
     "Run the forward pass in `dtype`; nothing at all in full precision."
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 # %%
@@ -201,11 +199,9 @@ def write_atomic(
             with open(temporary, "wb") as file:
                 _writers[path.suffix](file, value)
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MusemoError(
-            f"cannot write {path}: {reason}; free the disk or change --out"
-        ) from error
+    except (OSError, SafetensorError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MusemoError(f"cannot write {path}: {reason}; free the disk or move it") from error
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -241,7 +237,7 @@ class Run:
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
         self.save(f"figures/{section}.png", figure)
-        self.save(f"figures/{section}.json", {"number": number, "units": "see number"})
+        self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
 
 
 # %% [markdown]

@@ -42,13 +42,12 @@ from joblib.externals.loky import get_reusable_executor
 from musemo.annotations import (
     LABELS,
     SCALES,
-    audit_labels,
-    exchange_labels,
     plain_name,
     read_annotations,
     read_artists,
     read_dynamic,
     read_own_table,
+    settle_labels,
 )
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, progress, rng_for, write_atomic
@@ -83,6 +82,7 @@ def _read_table(path: Path, needed: list[str]) -> pd.DataFrame:
     "Read a table with plain column names; raises MusemoError where a column is missing."
     try:
         table = pd.read_csv(path, skipinitialspace=True, encoding="utf-8-sig", dtype=str)
+        table = table.dropna(how="all")  # a spreadsheet's blank rows
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise MusemoError(f"{path}: is no readable comma-separated table ({error})") from error
     table.columns = [plain_name(name) for name in table.columns]
@@ -114,7 +114,10 @@ def read_annotations(
 ) -> pd.DataFrame:  # song_id; valence and arousal with _std, still 1-9
     "Read one of DEAM's tables of song-level labels."
     raw = _read_table(path, ["song_id", "valence_mean", "arousal_mean"])
-    songs = pd.DataFrame({"song_id": _numbers(raw, "song_id", path, 0, 1e9).astype(int)})
+    ids = _numbers(raw, "song_id", path, 0, 1e9)
+    if (ids % 1).any():
+        raise MusemoError(f"{path}: song_id {ids[ids % 1 > 0].iloc[0]} must be a whole number")
+    songs = pd.DataFrame({"song_id": ids.astype(int)})
     for label in LABELS:
         songs[label] = _numbers(raw, f"{label}_mean", path, 1, 9)
         spread = raw.get(f"{label}_std", pd.Series(np.nan, raw.index))
@@ -131,7 +134,10 @@ def read_own_table(
 ) -> pd.DataFrame:  # song_id, file, artist; labels still on `scale`
     "Read a user's own table of songs."
     raw = _read_table(path, ["file", *LABELS])
-    songs = pd.DataFrame({"song_id": np.arange(1, len(raw) + 1), "file": raw["file"].fillna("")})
+    twice = raw["file"].duplicated()
+    if twice.any():
+        raise MusemoError(f"{path}: file {raw['file'][twice].iloc[0]} stands there twice")
+    songs = pd.DataFrame({"song_id": raw.index + 1, "file": raw["file"].fillna("")})
     songs["artist"] = raw.get("artist", pd.Series("", raw.index)).fillna("").str.strip()
     for label in LABELS:
         songs[label] = _numbers(raw, label, path, *SCALES[scale])
@@ -145,7 +151,9 @@ def read_artists(paths: list[Path]) -> dict[int, str]:
     "Read who made which song, from DEAM's metadata tables where they are there."
     artists = {}
     for path in paths:
-        table = _read_table(path, [])
+        # Artists are welcome, not needed: an odd letter or row must not end a run.
+        table = pd.read_csv(path, dtype=str, encoding_errors="replace", on_bad_lines="skip")
+        table.columns = [plain_name(name) for name in table.columns]
         keys = [name for name in ("song_id", "id") if name in table]
         if keys and "artist" in table:
             ids = pd.to_numeric(table[keys[0]], errors="coerce")
@@ -205,8 +213,10 @@ def read_dynamic(
     "Average the dynamic annotations of each song; no rows where a table is missing."
     if set(paths) != set(LABELS):
         return pd.DataFrame(columns=LABELS, dtype=float)
-    tables = {label: pd.read_csv(paths[label]).set_index("song_id") for label in LABELS}
-    return pd.DataFrame({label: table.mean(axis=1) for label, table in tables.items()})
+    tables = {label: _read_table(paths[label], ["song_id"]) for label in LABELS}
+    tables = {k: table.apply(pd.to_numeric, errors="coerce") for k, table in tables.items()}
+    means = {k: table.set_index("song_id").mean(axis=1) for k, table in tables.items()}
+    return pd.DataFrame(means)
 
 
 def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
@@ -222,29 +232,34 @@ def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
 
 # %%
 #| export annotations
+def _witness(block: dict) -> str:
+    "Say what the dynamic annotations tell of a block: exchanged, as named, or cannot tell."
+    if block["songs"] < 30:
+        return "cannot tell"
+    crossed = [
+        block[f"{label}_with_dynamic_{other}"] - block[f"{label}_with_dynamic_{label}"]
+        for label, other in zip(LABELS, LABELS[::-1], strict=True)
+    ]
+    return "exchanged" if min(crossed) > 0.2 else "as named" if max(crossed) < 0 else "cannot tell"
+
+
 def audit_labels(
     songs: pd.DataFrame,  # song_id, valence, arousal on 1-9
     dynamic: pd.DataFrame,  # as read_dynamic gives it
-) -> dict:  # recognised, evidence by block of ids, exchanged song ids
-    "Decide which songs have their labels exchanged, with the evidence."
-    recognised = is_published_deam(songs)
-    ids = songs["song_id"]
-    edges = [0, EXCHANGED_UP_TO, 2000, ids.max()] if recognised else [-1, ids.max()]
+) -> dict:  # known by content, what the dynamic annotations say, exchanged ids, evidence by block
+    "Find songs whose labels are exchanged, with the evidence of both witnesses."
+    ids, known = songs["song_id"], is_published_deam(songs)
+    witness = _witness(_correlations(songs[ids <= EXCHANGED_UP_TO], dynamic))
+    found = witness == "exchanged" or (known and witness == "cannot tell")
+    edges = [0, EXCHANGED_UP_TO, 2000, ids.max()] if found else [-1, ids.max()]
     blocks = []
     for low, high in zip(edges, edges[1:], strict=False):
         block = songs[ids.between(low + 1, high)]
         if len(block):
             span = f"{block['song_id'].min()}-{block['song_id'].max()}"
             blocks.append({"ids": span, **_correlations(block, dynamic)})
-    if recognised and blocks[0]["songs"] >= 30:
-        first = blocks[0]
-        if first["valence_with_dynamic_valence"] > first["valence_with_dynamic_arousal"]:
-            raise MusemoError(
-                "the table is DEAM's published one, yet its dynamic annotations contradict the "
-                "exchange of labels; set data.labels=published to take it as it is"
-            )
-    exchanged = ids[ids <= EXCHANGED_UP_TO].tolist() if recognised else []
-    return {"recognised": recognised, "exchanged": exchanged, "blocks": blocks}
+    exchanged = ids[ids <= EXCHANGED_UP_TO].tolist() if found else []
+    return {"known": known, "witness": witness, "exchanged": exchanged, "blocks": blocks}
 
 
 def exchange_labels(songs: pd.DataFrame, ids: list[int]) -> pd.DataFrame:
@@ -257,6 +272,25 @@ def exchange_labels(songs: pd.DataFrame, ids: list[int]) -> pd.DataFrame:
     return songs
 
 
+# %%
+#| export annotations
+def settle_labels(
+    songs: pd.DataFrame,
+    dynamic: pd.DataFrame,
+    labels: str,  # corrected or published
+) -> tuple[pd.DataFrame, dict]:  # songs, audit
+    "Exchange back what is exchanged; raises MusemoError where the two witnesses disagree."
+    audit = audit_labels(songs, dynamic)
+    if labels == "published":
+        return songs, audit
+    if audit["known"] and audit["witness"] == "as named":
+        raise MusemoError(
+            "the table is DEAM's published one, whose first 744 labels are exchanged, yet its "
+            "dynamic annotations say otherwise; set data.labels=published to take it as it is"
+        )
+    return exchange_labels(songs, audit["exchanged"]), audit
+
+
 # %% [markdown]
 # The exchange undoes itself, a table with DEAM's values is recognised, and one with DEAM's ids
 # but other values is not.
@@ -265,7 +299,7 @@ def exchange_labels(songs: pd.DataFrame, ids: list[int]) -> pd.DataFrame:
 songs = pd.DataFrame(_published, index=LABELS).T.rename_axis("song_id").reset_index()
 songs = songs.assign(valence_std=1.0, arousal_std=2.0)
 audit = audit_labels(songs, read_dynamic({}))
-test_eq((audit["recognised"], len(audit["exchanged"])), (True, 10))
+test_eq((audit["known"], audit["witness"], len(audit["exchanged"])), (True, "cannot tell", 10))
 mended = exchange_labels(songs, audit["exchanged"])
 test_eq(mended.loc[0, ["valence", "arousal", "valence_std"]].tolist(), [3.0, 3.1, 2.0])
 test_eq(exchange_labels(mended, audit["exchanged"]), songs)
@@ -496,7 +530,7 @@ def cached_log_mel(
         key = hashlib.blake2b(path.read_bytes(), digest_size=16)
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(audio.model_dump_json().encode())
+    key.update(b"log-mel 1" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if not target.exists():
         try:
@@ -553,14 +587,12 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
     sources = find_deam(path)
     songs = pd.concat(map(read_annotations, sources.tables), ignore_index=True)
     songs = songs.drop_duplicates("song_id").sort_values("song_id", ignore_index=True)
-    audit = audit_labels(songs, read_dynamic(sources.dynamic))
-    if labels == "corrected":
-        songs = exchange_labels(songs, audit["exchanged"])
+    songs, audit = settle_labels(songs, read_dynamic(sources.dynamic), labels)
     artists = read_artists(sources.metadata)
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
     extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
-    unlabelled = pd.DataFrame({"song_id": np.full(len(extra), -1)})
+    unlabelled = pd.DataFrame({"song_id": [int(s) if s.isdigit() else -1 for s in extra]})
     files += [sources.audio[stem] for stem in extra]
     return pd.concat([songs, unlabelled], ignore_index=True), audit, files
 
@@ -577,7 +609,7 @@ def list_songs(
     else:
         songs = read_own_table(path, config.data.scale)
         files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
-        audit = {"recognised": False, "exchanged": [], "blocks": []}
+        audit = {"known": False, "witness": "cannot tell", "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
         songs[label] = (songs[label] - low) / (high - low) * 2 - 1
@@ -593,14 +625,14 @@ def list_songs(
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
-def _split_usable(songs: pd.DataFrame, config: Config) -> pd.DataFrame:
+def _split_usable(songs: pd.DataFrame, contents: pd.Series, config: Config) -> pd.DataFrame:
     "Give each usable song its part; raises MusemoError with all counts where they are too few."
     usable, data = songs["status"] == "ok", config.data
     shares = {"validation": data.validation, "test": data.test}
+    # Two files of one content are one song, whatever they are called.
+    artists = songs["artist"].where(songs["artist"] != "", contents)[usable].tolist()
     try:
-        parts = split_songs(
-            songs.loc[usable, "artist"].tolist(), **shares, rng=rng_for(config.seed, "split")
-        )
+        parts = split_songs(artists, **shares, rng=rng_for(config.seed, "split"))
     except MusemoError as error:
         counts = ", ".join(f"{n} {status}" for status, n in songs["status"].value_counts().items())
         raise MusemoError(f"{error}; data.path = {data.path!r} has {counts}") from error
@@ -617,7 +649,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     found = dict(zip(there, extract_log_mels([files[i] for i in there], config), strict=True))
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
-    songs = _split_usable(songs, config)
+    contents = pd.Series({i: where for i, (_, where) in found.items()}, dtype=str)
+    songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
     usable = songs.index[songs["status"] == "ok"]
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
     songs["frames"], songs["row"] = 0, -1
@@ -714,7 +747,8 @@ run.headline("03_data", number, figure)
 # %%
 _, _, files = list_songs(config)
 for song in shown.itertuples():
-    path = next(file for file in files if file and file.name == song.file)
-    sound = decode(path, config.audio)[: 8 * config.audio.sample_rate]
+    sound = decode(files[songs.index[songs["row"] == song.row][0]], config.audio)[
+        : 8 * config.audio.sample_rate
+    ]
     label = f"song {song.song_id}: valence {song.valence:+.2f}, arousal {song.arousal:+.2f}"
     display(player(sound, config.audio.sample_rate, label=label))
