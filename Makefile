@@ -43,6 +43,6 @@ nbs: $(VENV)/.test  ## sources -> notebooks, modules, kernel
 pull: $(VENV)/.test  ## notebooks edited in Jupyter -> sources
 	$(BIN)/python nbs/_build.py pull
 
-clean:  ## remove what was built or run (not the committed forms)
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the environment and caches; runs stay
+	rm -rf $(VENV) runs/notebook build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -44,6 +44,11 @@ def _configure(preset: str, settings: list[str], **values: str | None) -> Config
             raise MusemoError(f"--set {setting!r}: must be SECTION.FIELD=VALUE")
     chosen = dict(setting.split("=", 1) for setting in settings)
     chosen |= {f"data.{name}": value for name, value in values.items() if value}
+    # Sections run in folders of their own: a path must mean the same there.
+    for name in ("data.path", "data.cache", "vit.weights"):
+        path = Path(chosen.get(name, "")).expanduser()
+        if name in chosen and (path.exists() or name != "vit.weights"):
+            chosen[name] = str(path.resolve())
     try:
         return make_config(preset, chosen)
     except ValueError as error:
@@ -88,10 +93,10 @@ def run(
 
     if quiet:
         os.environ["MUSEMO_QUIET"] = "1"
-    path = str(Path(data).expanduser().resolve()) if data else None
-    config = _configure(preset, settings, path=path, scale=scale)
+    config = _configure(preset, settings, path=data, scale=scale)
     if out is None:
-        name = f"{Path(path).stem}-{preset}".removesuffix("-demo") if path else preset
+        data = Path(config.data.path).stem
+        name = f"{data}-{preset}".removesuffix("-demo") if data else preset
         out = Path("runs") / name
     index = run_suite(config, out, first=first, only=only)
     typer.echo(f"report: {index}")
@@ -113,7 +118,7 @@ def demo(
 
     if quiet:
         os.environ["MUSEMO_QUIET"] = "1"
-    typer.echo(compose_demo(folder, songs=songs, seconds=seconds, seed=seed))
+    typer.echo(compose_demo(folder.expanduser(), songs=songs, seconds=seconds, seed=seed))
 
 
 @app.command()
@@ -133,7 +138,7 @@ def predict(
     failed = []
     for song in songs:
         try:
-            emotion = predict_file(Run(model), song)
+            emotion = predict_file(Run(model.expanduser()), song.expanduser())
         except MusemoError as error:
             failed.append(str(error))
             continue
@@ -159,5 +164,12 @@ def main() -> None:
     try:
         app()
     except MusemoError as error:
-        typer.echo(f"musemo: {error}", err=True)
-        sys.exit(2)
+        sys.exit(_refuse(str(error)))
+    except OSError as error:
+        sys.exit(_refuse(f"{error.filename or 'the system'}: {error.strerror or error}"))
+
+
+def _refuse(reason: str) -> int:
+    "Say in one line what the user can mend; return the exit code."
+    typer.echo(f"musemo: {reason}", err=True)
+    return 2

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from musemo.config import Config
 from musemo.presets import changed_fields, make_config, read_config, save_config
 from musemo.report import index_page, notebook_path, write_report
-from musemo.core import MusemoError, Run
+from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
 from musemo.demo import compose_demo
 
@@ -56,16 +57,30 @@ SECTIONS = (
 )
 
 
-def with_data(config: Config, folder: Path) -> Config:
-    "Compose the demo music below `folder` where the configuration names no data."
+def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
+    "Name the demo music below `folder` where the configuration names no data, and compose it."
     if config.data.path:
         return config
     data = config.data
-    music = folder / f"music-{data.demo_songs}x{data.demo_seconds:g}s"
-    compose_demo(music, songs=data.demo_songs, seconds=data.demo_seconds)
+    music = folder.resolve() / f"music-{data.demo_songs}x{data.demo_seconds:g}s"
+    if compose:
+        compose_demo(music, songs=data.demo_songs, seconds=data.demo_seconds)
     tree = config.model_dump(mode="json")
     tree["data"]["path"] = str(music)
     return read_config(tree)
+
+
+def load_config(run: Run) -> Config:
+    "Read a run's configuration; raises MusemoError where another version made it."
+    try:
+        return read_config(run.load("config.json"))
+    except MusemoError:
+        raise
+    except ValueError as error:
+        raise MusemoError(
+            f"{run.path('config.json')} cannot be read by this version ({error}): "
+            "choose another --out"
+        ) from error
 
 
 def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Config]:
@@ -73,7 +88,7 @@ def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Con
     if folder is None:
         folder = _notebook_folder()
     run = Run(Path(folder))
-    config = read_config(run.load("config.json"))
+    config = load_config(run)
     for section in SECTIONS[: before - 1]:
         if not run.has(*section.artifacts):
             section.make(run, config)
@@ -132,6 +147,11 @@ def execute(run: Run, section: Section, bar: tqdm) -> float:
         if error.ename in ("MusemoError", "WeightsError"):
             raise MusemoError(f"{section.name}: {error.evalue}") from None
         raise
+    except DeadKernelError as error:
+        raise MusemoError(
+            f"{section.name}: the kernel died, most likely for want of memory; "
+            "lower gan.batch_size or dataset.batch_size and start again, the run goes on here"
+        ) from error
     write_report(report)
     return time.monotonic() - begun
 
@@ -150,23 +170,45 @@ def _record(run: Run) -> dict:
     return run.load("run.json") if run.has("run.json") else empty
 
 
-def prepare_run(config: Config, out: Path, *, resume: bool) -> tuple[Run, Config]:
-    "Check everything that can be checked before anything is written, then open the run."
-    run = Run(Path(out))
+# The first section that a field matters to; a field of any other part matters from the start.
+_MATTERS_FROM = {"gan": 4, "synthesis": 5, "quality": 6, "inversion": 8, "dataset": 9, "vit": 9}
+_MATTERS_FROM |= {"training": 11}
+
+
+def check_change(run: Run, config: Config, first: int | None) -> None:
+    "Refuse to mix two configurations in one run; raises MusemoError with the way out."
+    if not run.has("config.json"):
+        return
+    changed = changed_fields(load_config(run), config)
+    needed = min((_MATTERS_FROM.get(name.split(".")[0], 1) for name in changed), default=12)
+    if changed and (first or 99) > needed:
+        raise MusemoError(
+            f"{run.folder} holds a run of another configuration ({'; '.join(changed[:3])}): "
+            f"choose another --out, or recompute it with --from {needed}"
+        )
+
+
+def prepare_run(
+    config: Config, out: Path, *, first: int | None, only: int | None
+) -> tuple[Run, Config, dict]:  # the run, its configuration, the record of what is done
+    "Check what can be checked before anything is written, then open the run."
+    run = Run(Path(out).expanduser().resolve())
     if run.folder.exists() and not run.folder.is_dir():
         raise MusemoError(f"--out {out}: is a file; name a folder")
     if config.data.path:
         find_data(config)
+    pick_device(config.device)
+    # A run's own folder says which demo music it has, before any is composed.
+    planned = with_data(config, run.folder.parent, compose=False)
+    check_change(run, planned, first)
+    record = _record(run)
+    for section in SECTIONS[(first or only or 99) - 1 :]:
+        record["sections"].pop(section.name, None)
+    # What is to be made again is forgotten first: a run cut off here must not look complete.
+    run.save("run.json", record)
     config = with_data(config, run.folder.parent)
-    if run.has("config.json"):
-        changed = changed_fields(read_config(run.load("config.json")), config)
-        if changed and resume:
-            raise MusemoError(
-                f"{out} holds a run of another configuration ({'; '.join(changed[:3])}): "
-                "choose another --out, or recompute it with --from 1"
-            )
     save_config(run, config)
-    return run, config
+    return run, config, record
 
 
 def run_suite(
@@ -177,13 +219,9 @@ def run_suite(
     only: int | None = None,  # execute just this one
 ) -> Path:  # the index page
     "Execute the sections that are not done yet, in order, and write the index page."
-    run, config = prepare_run(config, out, resume=first is None)
-    record = _record(run)
+    run, config, record = prepare_run(config, out, first=first, only=only)
     done = record["sections"]
     wanted = [s for i, s in enumerate(SECTIONS, 1) if only in (None, i)]
-    redo = {s.name for i, s in enumerate(SECTIONS, 1) if i == only or i >= (first or 99)}
-    for name in redo & set(done):
-        del done[name]
     with suite_bar(len(wanted)) as bar:
         for section in wanted:
             bar.set_description(section.name)
@@ -191,11 +229,12 @@ def run_suite(
             if section.name not in done or not complete:
                 done[section.name] = round(execute(run, section, bar), 1)
                 run.save("run.json", record)
-                run.save(
-                    "index.html",
-                    index_page(
-                        run, config, {section.name: done.get(section.name) for section in SECTIONS}
-                    ),
-                )
+                write_index(run, config, done)
             bar.update()
-    return run.path("index.html")
+    return write_index(run, config, done)
+
+
+def write_index(run: Run, config: Config, done: dict[str, float]) -> Path:
+    "Write the page that links the reports; sections that are not done are named as such."
+    sections = {section.name: done.get(section.name) for section in SECTIONS}
+    return run.save("index.html", index_page(run, config, sections))

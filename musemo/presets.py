@@ -82,7 +82,7 @@ def _explain(error: ValidationError) -> str:
     more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
     return f"{field}{shown}: {rule}{more}"
 
-# %% ../nbs/02_config.ipynb #57193607
+# %% ../nbs/02_config.ipynb #5141ec45
 def make_config(
     preset: str = "full",  # smoke, demo, kaggle or full
     values: dict | None = None,  # dotted field -> value, e.g. {"gan.epochs": 20}
@@ -92,11 +92,9 @@ def make_config(
         raise ValueError(f"preset = {preset!r}: must be one of {', '.join(PRESETS)}")
     tree: dict = {"preset": preset}
     for name, value in {**PRESETS[preset], **(values or {})}.items():
-        *sections, field = name.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        if not isinstance(branch, dict):
+        section, _, field = name.rpartition(".")
+        branch = tree.setdefault(section, {}) if section else tree
+        if not isinstance(branch, dict) or name == "preset":
             raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
         branch[field] = _parse(value)
     return read_config(tree)

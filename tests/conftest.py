@@ -1,6 +1,11 @@
 """What several tests share: small songs on disk, the real data where it is there, one smoke run."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +70,23 @@ def small_config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smoke_run(small_config, tmp_path_factory):
-    "One whole run of the twelve notebooks at the smoke size."
-    out = tmp_path_factory.mktemp("runs") / "smoke"
+    "One whole run of the twelve notebooks at the smoke size: killed after section 3, resumed."
+    out = tmp_path_factory.mktemp("runs") / "a smoke run"
+    data = small_config.data
+    command = [sys.executable, "-m", "musemo", "run", "--preset", "smoke", "--out", out, "--data"]
+    command += [data.path, "--set", f"data.cache={data.cache}", "--set", "audio.clip_seconds=3"]
+    process = subprocess.Popen(command, start_new_session=True, cwd=ROOT)
+    begun = time.monotonic()
+    while not _is_done(out, "03_data"):
+        assert process.poll() is None and time.monotonic() - begun < 300
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not _is_done(out, "05_gan_training")
     run_suite(small_config, out)
     return out
+
+
+def _is_done(out: Path, section: str) -> bool:
+    record = out / "run.json"
+    return record.exists() and section in json.loads(record.read_text())["sections"]

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
 from musemo import core
 from musemo.core import MusemoError, Run, write_atomic
-from musemo.pipeline import SECTIONS, _Forward, open_run, run_suite
-from musemo.presets import make_config, save_config
+from musemo.pipeline import SECTIONS, _Forward, check_change, open_run, run_suite
+from musemo.presets import read_config, save_config
 from tests.conftest import ROOT
 
 ARTIFACTS = [name for section in SECTIONS for name in section.artifacts]
@@ -67,7 +68,9 @@ def test_one_configuration_gives_the_same_bytes(smoke_run, small_config, tmp_pat
     for section in SECTIONS:
         if section.stage:
             section.make(run, small_config)
-    for name in ARTIFACTS:
+    sounds = [str(path.relative_to(smoke_run)) for path in smoke_run.glob("audio/*.wav")]
+    assert len(sounds) == 5
+    for name in ARTIFACTS + sounds:
         if name != "config.json":
             assert run.path(name).read_bytes() == (smoke_run / name).read_bytes(), name
 
@@ -96,13 +99,67 @@ def test_a_run_that_was_cut_off_goes_on(smoke_run, small_config, tmp_path, monke
     assert "not run yet" in (out / "index.html").read_text()
 
 
+def changed_config(small_config, **values):
+    "The small configuration with other values (dots as double underscores)."
+    tree = small_config.model_dump(mode="json")
+    for name, value in values.items():
+        section, field = name.split("__")
+        tree[section][field] = value
+    return read_config(tree)
+
+
 def test_another_configuration_in_an_old_run_is_refused(smoke_run, small_config):
-    changed = make_config(
-        "smoke",
-        {"data.path": small_config.data.path, "gan.epochs": 3, "audio.clip_seconds": 3.0},
-    )
-    with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3"):
-        run_suite(changed, smoke_run)
+    changed = changed_config(small_config, gan__epochs=3)
+    for first in (None, 5, 12):
+        with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3.*--from 4"):
+            run_suite(changed, smoke_run, first=first)
+    assert Run(smoke_run).load("config.json")["gan"]["epochs"] == 2
+    check_change(Run(smoke_run), changed, 4)
+    check_change(Run(smoke_run), changed_config(small_config, training__epochs=4), 11)
+    with pytest.raises(MusemoError, match="--from 1"):
+        check_change(Run(smoke_run), changed_config(small_config, audio__f_min=30.0), 3)
+
+
+def test_what_is_made_again_is_forgotten_first(smoke_run, small_config, tmp_path, monkeypatch):
+    out = shutil.copytree(smoke_run, tmp_path / "copy")
+    monkeypatch.setattr("musemo.pipeline.execute", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_suite(small_config, out, first=6)
+    done = list(Run(out).load("run.json")["sections"])
+    assert done == [section.name for section in SECTIONS[:5]]
+
+
+def test_a_config_of_another_version_is_one_clear_error(smoke_run, small_config, tmp_path):
+    out = shutil.copytree(smoke_run, tmp_path / "copy")
+    text = (out / "config.json").read_text()
+    (out / "config.json").write_text(text.replace('"latent"', '"old_name"'))
+    with pytest.raises(MusemoError, match="cannot be read by this version.*another --out"):
+        run_suite(small_config, out)
+
+
+def test_a_run_in_a_relative_folder_with_a_blank(small_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = run_suite(small_config, Path("runs/my run"), only=1)
+    assert index == tmp_path / "runs/my run/index.html"
+    assert "1 of 12 sections" in index.read_text()
+
+
+def test_test_songs_touch_nothing_that_is_trained(smoke_run, small_config, tmp_path):
+    "Noise in place of the test songs leaves generator, synthetic songs and ViT byte for byte."
+    run, old = Run(tmp_path / "noise"), Run(smoke_run)
+    songs, log_mel = old.load("songs.csv"), np.array(old.load("logmel.npy"))
+    test = songs["split"] == "test"
+    rng = np.random.default_rng(0)
+    rows = songs.loc[test, "row"].to_numpy()
+    log_mel[rows] = rng.uniform(-1, 1, log_mel[rows].shape).astype(np.float16)
+    songs.loc[test, ["valence", "arousal"]] = rng.uniform(-1, 1, (test.sum(), 2))
+    run.save("songs.csv", songs)
+    run.save("logmel.npy", log_mel)
+    for section in SECTIONS:
+        if section.name in ("05_gan_training", "07_synthesis", "11_vit_training"):
+            section.make(run, small_config)
+            for name in section.artifacts:
+                assert run.path(name).read_bytes() == old.path(name).read_bytes(), name
 
 
 def test_a_notebook_alone_gets_what_it_needs(small_config, tmp_path):
@@ -155,6 +212,10 @@ def test_the_bar_shows_the_last_line_of_a_kernel():
         (["run", "--set", "gan.epoch=3"], "gan.epoch"),
         (["run", "--set", "gan.epochs=none"], "gan.epochs"),
         (["run", "--set", "gan.epochs"], "SECTION.FIELD=VALUE"),
+        (["run", "--set", "preset.x=1"], "preset.x"),
+        (["run", "--data", "{column}"], "has no column arousal"),
+        (["run", "--data", "{scale}"], "row 2: valence = '11' must be a number from 1 to 9"),
+        (["run", "--data", "{scale}", "--scale", "percent"], "data.scale = 'percent'"),
         (["predict", "{text}", "--model", "{run}"], "cannot be read as sound"),
         (["predict", "{text}", "--model", "/no/such/run"], "missing"),
     ],
@@ -162,7 +223,10 @@ def test_the_bar_shows_the_last_line_of_a_kernel():
 def test_bad_input_is_one_clear_line(arguments, words, smoke_run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp3").write_text("words")
-    places = {"empty": tmp_path / "empty", "text": tmp_path / "text.mp3", "run": smoke_run}
+    (tmp_path / "column.csv").write_text("file,valence\na.mp3,5\n")
+    (tmp_path / "scale.csv").write_text("file,valence,arousal\na.mp3,11,5\n")
+    places = {"column": tmp_path / "column.csv", "scale": tmp_path / "scale.csv"}
+    places |= {"empty": tmp_path / "empty", "text": tmp_path / "text.mp3", "run": smoke_run}
     arguments = [text.format(**places) for text in arguments]
     if arguments[0] == "run":
         arguments += ["--out", tmp_path / "out"]
@@ -179,6 +243,8 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(small_config, tmp_pa
     assert result.returncode == 2 and "is a file" in result.stderr
     result = musemo("run", "--data", small_config.data.path, "--out", tmp_path / "file/run")
     assert result.returncode == 2 and "cannot write" in result.stderr
+    result = musemo("demo", tmp_path / "file/music", "--songs", "12")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
 
 
 def test_prediction_of_a_song(smoke_run, small_config):
@@ -189,8 +255,8 @@ def test_prediction_of_a_song(smoke_run, small_config):
     assert name == song.name and abs(float(valence)) <= 1.5 and abs(float(arousal)) <= 1.5
 
 
-def test_the_kaggle_kernel_runs_alone(small_config, tmp_path):
-    "No package, no network: the kernel in an empty folder against a mount like Kaggle's."
+def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
+    "No package, no hub: the kernel in an empty folder against a mount like Kaggle's."
     mount = tmp_path / "input/datasets/someone/deam-mediaeval"
     shutil.copytree(small_config.data.path, mount)
     notebook = nbformat.read(ROOT / "kaggle/musemo.ipynb", as_version=4)
@@ -198,14 +264,19 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path):
     assert "import musemo" not in source and "from musemo" not in source
     import papermill
 
-    (tmp_path / "work").mkdir()
+    # Kernels look in their own folder first: an import of the package would fail there.
+    (tmp_path / "work/musemo").mkdir(parents=True)
+    (tmp_path / "work/musemo/__init__.py").write_text(
+        "raise ImportError('the package is not here')"
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     papermill.execute_notebook(
         ROOT / "kaggle/musemo.ipynb",
         tmp_path / "kernel.ipynb",
         parameters={
             "preset": "smoke",
             "data": str(tmp_path / "input"),
-            "out": str(tmp_path / "work/musemo"),
+            "out": str(tmp_path / "out"),
             "values": {
                 "audio.clip_seconds": 3.0,
                 "data.cache": str(tmp_path / "cache"),
@@ -216,7 +287,7 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path):
         kernel_name="python3",
         progress_bar=False,
     )
-    assert Run(tmp_path / "work/musemo").has(*ARTIFACTS)
+    assert Run(tmp_path / "out").has(*ARTIFACTS)
 
 
 def test_the_kernel_s_metadata_is_what_kaggle_asks_for():

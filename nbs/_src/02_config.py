@@ -36,8 +36,8 @@ from musemo.core import COLORS, subplots
 # %% [markdown]
 # ## A field knows its unit and its source
 #
-# "specification" is the list of improvements that this suite makes good; "musemo" is our own
-# choice, with the reason in the text. The table at the end of this page is made from these.
+# "specification" is the list of improvements that this suite makes good, "original notebook" what
+# they improve on; "musemo" is our own choice. The table of this page is made from these.
 
 
 # %%
@@ -52,11 +52,13 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
 class Section(BaseModel):
     "A part of the configuration: frozen, and refusing names that it does not know."
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-SPEC = "specification"
+SPEC, ORIGINAL = "specification", "original notebook"
 
 
 # %% [markdown]
@@ -74,12 +76,14 @@ class AudioConfig(Section):
     sample_rate: int = setting(22050, "Hz", "rate after resampling", "librosa", ge=4000, le=48000)
     n_fft: int = setting(2048, "samples", "window of the Fourier transform", "librosa", ge=256)
     hop: int = setting(512, "samples", "step between frames", "librosa", ge=64)
-    n_mels: int = setting(128, "bands", "mel bands; a multiple of 16", SPEC, ge=16, multiple_of=16)
+    n_mels: int = setting(
+        128, "bands", "mel bands; a multiple of 16", ORIGINAL, ge=16, multiple_of=16
+    )
     f_min: float = setting(20.0, "Hz", "lowest mel edge", ge=0)
     f_max: float = setting(8000.0, "Hz", "highest mel edge", gt=0)
     db_min: float = setting(-60.0, "dB", "maps to -1; quieter is clipped (re 1 in mel power)")
     db_max: float = setting(40.0, "dB", "maps to 1; a loud full-scale master peaks at 37")
-    clip_seconds: float = setting(30.0, "s", "longest part of a song that is kept", SPEC, gt=0)
+    clip_seconds: float = setting(30.0, "s", "longest part of a song that is kept", ORIGINAL, gt=0)
 
     @model_validator(mode="after")
     def _check(self):
@@ -140,7 +144,7 @@ class DataConfig(Section):
     validation: Fraction = setting(0.15, "share", "songs that choose the best epoch")
     test: Fraction = setting(0.2, "share", "songs that judge", SPEC)
     min_seconds: float = setting(3.0, "s", "shorter songs are left out", gt=0)
-    workers: int = setting(0, "processes", "for decoding; 0: one a core", ge=0)
+    workers: int = setting(0, "processes", "for decoding; 0: as many as pay", ge=0)
     cache: str = setting("~/.cache/musemo", "path", "decoded log-mels, by content and settings")
     demo_songs: int = setting(160, "songs", "composed where no data is given", ge=12, le=1744)
     demo_seconds: float = setting(20.0, "s", "length of a composed song", ge=3, le=600)
@@ -164,7 +168,7 @@ class DataConfig(Section):
 class GanConfig(Section):
     "The conditional GAN: size, schedule and balance rule."
 
-    frames: int = setting(128, "frames", "width of what it draws; 1292 is 30 s", SPEC, ge=16)
+    frames: int = setting(128, "frames", "width of what it draws; 1292 is 30 s", ORIGINAL, ge=16)
     latent: int = setting(128, "numbers", "noise vector", ge=1)
     condition: int = setting(64, "numbers", "embedding of valence and arousal", ge=2)
     channels: int = setting(256, "channels", "of the generator's seed map; multiple of 16", ge=16)
@@ -192,7 +196,9 @@ class GanConfig(Section):
     averaging: float = setting(
         0.99, "-", "kept by the generator's average in a step", "Karras 2018", ge=0, lt=1
     )
-    samples: int = setting(200, "windows", "drawn at the end for section 6 to judge", SPEC, ge=8)
+    samples: int = setting(
+        200, "windows", "drawn at the end for section 6 to judge", ORIGINAL, ge=8
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -232,7 +238,7 @@ EMOTIONS = {
 class SynthesisConfig(Section):
     "How many songs are made, and for which emotions."
 
-    songs: int = setting(3200, "songs", "synthetic songs for the training part", SPEC, ge=0)
+    songs: int = setting(3200, "songs", "synthetic songs for the training part", ORIGINAL, ge=0)
     jitter: float = setting(0.1, "[-1, 1]", "spread around a real song's label", ge=0, le=1)
 
 
@@ -267,7 +273,7 @@ class VitConfig(Section):
     "The network and where its weights come from."
 
     weights: str = setting(
-        "google/vit-base-patch16-224-in21k", "-", "hub name, local folder or scratch", SPEC
+        "google/vit-base-patch16-224-in21k", "-", "hub name, local folder or scratch", ORIGINAL
     )
     hidden: int = setting(192, "numbers", "token width, scratch only", ge=8)
     layers: int = setting(4, "blocks", "depth, scratch only", ge=1)
@@ -320,7 +326,9 @@ class TrainingConfig(Section):
 class Config(Section):
     "Everything that a run depends on."
 
-    preset: str = setting("full", "-", "where the numbers started from")
+    preset: Literal["smoke", "demo", "kaggle", "full"] = setting(
+        "full", "-", "where the numbers started from"
+    )
     seed: int = setting(0, "-", "grows the seed of every use", ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "-", "where models run")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
@@ -340,6 +348,8 @@ class Config(Section):
     def _check(self):
         if self.gan.frames > self.audio.frames:
             raise ValueError(f"gan.frames must be at most the clip's {self.audio.frames} frames")
+        if self.audio.clip_seconds < self.data.min_seconds:
+            raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
         window = self.dataset.window_frames or self.audio.frames
@@ -444,11 +454,9 @@ def make_config(
         raise ValueError(f"preset = {preset!r}: must be one of {', '.join(PRESETS)}")
     tree: dict = {"preset": preset}
     for name, value in {**PRESETS[preset], **(values or {})}.items():
-        *sections, field = name.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        if not isinstance(branch, dict):
+        section, _, field = name.rpartition(".")
+        branch = tree.setdefault(section, {}) if section else tree
+        if not isinstance(branch, dict) or name == "preset":
             raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
         branch[field] = _parse(value)
     return read_config(tree)
@@ -473,6 +481,8 @@ test_eq((full.gan.weak_below, full.gan.strong_above), (0.60, 0.95))
 test_eq(make_config("smoke", {"gan.epochs": "3"}).gan.epochs, 3)
 test_fail(lambda: make_config("smoke", {"gan.epochs": 0}), contains="gan.epochs = 0")
 test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5")
+test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = 'full'")
+test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
 
