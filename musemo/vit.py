@@ -7,7 +7,7 @@ __all__ = ['EmotionViT', 'start_at_mean', 'WeightsError', 'is_vit_folder', 'find
            'read_backbone', 'read_normalisation', 'scratch_backbone', 'build_vit', 'describe_vit', 'revive_vit',
            'predict_songs', 'vit_blocks', 'freeze_backbone', 'unfreeze_last', 'count_trainable', 'parameter_groups']
 
-# %% ../nbs/10_vit.ipynb #c2a501b2
+# %% ../nbs/10_vit.ipynb #bfed2894
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -16,21 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers  # loads its models when they are named, not here
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import ViTConfig, ViTModel
-from transformers.utils import logging as transformers_logging
 
 from .config import Config, VitConfig
 
-# %% ../nbs/10_vit.ipynb #126792f1
+# %% ../nbs/10_vit.ipynb #e8eed743
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
 
     def __init__(
         self,
-        backbone: ViTModel,
+        backbone: nn.Module,
         *,
         dropout: float = 0.1,  # share, before the head
         mean: tuple[float, ...] = (0.5,) * 3,  # of the pretraining's pictures, a channel
@@ -119,29 +118,29 @@ def locate_weights(
         raise WeightsError(f"vit.weights = {name!r}: is no ViT with safetensors; {_ways_out}")
     return Path(folder), f"hub {name}"
 
-# %% ../nbs/10_vit.ipynb #553c8b78
+# %% ../nbs/10_vit.ipynb #717273fd
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers' bars and load reports off the page: what they would say is checked."
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        transformers.logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers.logging.enable_progress_bar()
 
-# %% ../nbs/10_vit.ipynb #d70e650b
+# %% ../nbs/10_vit.ipynb #2d6401e5
 def read_backbone(
     folder: Path,  # with config.json and *.safetensors
-) -> ViTModel:
+) -> nn.Module:
     "Read a pretrained ViT whole; raises WeightsError where a weight is missing or does not fit."
     try:
         with _quiet_transformers():
-            backbone, info = ViTModel.from_pretrained(
+            backbone, info = transformers.ViTModel.from_pretrained(
                 folder, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # safetensors and transformers each raise their own
@@ -166,11 +165,11 @@ def read_normalisation(
     mean, std = (settings.get(f"image_{key}") or default for key in ("mean", "std"))
     return tuple(mean), tuple(std)
 
-# %% ../nbs/10_vit.ipynb #19017f94
-def scratch_backbone(config: VitConfig, image_size: int) -> ViTModel:
+# %% ../nbs/10_vit.ipynb #dd85af06
+def scratch_backbone(config: VitConfig, image_size: int) -> nn.Module:
     "Make a ViT with random weights in the configuration's size."
-    return ViTModel(
-        ViTConfig(
+    return transformers.ViTModel(
+        transformers.ViTConfig(
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
@@ -201,7 +200,7 @@ def build_vit(
     mean, std = read_normalisation(folder)
     return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
 
-# %% ../nbs/10_vit.ipynb #a0f4ce32
+# %% ../nbs/10_vit.ipynb #4fe00037
 def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     "Describe a model, so that `revive_vit` can build it again around its weights."
     backbone = model.backbone.config.to_diff_dict()
@@ -217,7 +216,9 @@ def revive_vit(
 ) -> EmotionViT:
     "Build a described model around its weights, ready to predict."
     parts = dict(description)
-    backbone = ViTModel(ViTConfig(**parts.pop("backbone")), add_pooling_layer=False)
+    backbone = transformers.ViTModel(
+        transformers.ViTConfig(**parts.pop("backbone")), add_pooling_layer=False
+    )
     model = EmotionViT(backbone, **parts)
     model.load_state_dict(state)
     return model.eval()
@@ -242,8 +243,8 @@ def predict_songs(
     sums = torch.zeros(int(places.max()) + 1, 2).index_add_(0, places, predicted)
     return (sums / places.bincount()[:, None]).numpy()
 
-# %% ../nbs/10_vit.ipynb #5dc37413
-def vit_blocks(backbone: ViTModel) -> nn.ModuleList:
+# %% ../nbs/10_vit.ipynb #dc2c27e7
+def vit_blocks(backbone: nn.Module) -> nn.ModuleList:
     "Give the transformer blocks, first to last, under the name that this transformers has."
     return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
 

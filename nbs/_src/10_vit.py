@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers  # loads its models when they are named, not here
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import ViTConfig, ViTModel
-from transformers.utils import logging as transformers_logging
 
 from musemo.config import Config, VitConfig
 
@@ -55,7 +54,7 @@ class EmotionViT(nn.Module):
 
     def __init__(
         self,
-        backbone: ViTModel,
+        backbone: nn.Module,
         *,
         dropout: float = 0.1,  # share, before the head
         mean: tuple[float, ...] = (0.5,) * 3,  # of the pretraining's pictures, a channel
@@ -76,7 +75,7 @@ class EmotionViT(nn.Module):
 
 
 # %%
-tiny = ViTConfig(
+tiny = transformers.ViTConfig(
     hidden_size=16,
     num_hidden_layers=2,
     num_attention_heads=2,
@@ -84,7 +83,7 @@ tiny = ViTConfig(
     image_size=32,
     patch_size=16,
 )
-model = EmotionViT(ViTModel(tiny, add_pooling_layer=False)).eval()
+model = EmotionViT(transformers.ViTModel(tiny, add_pooling_layer=False)).eval()
 pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 test_eq(model(pixels).shape, (3, 2))
 model.head.bias.data.fill_(5.0)
@@ -230,27 +229,27 @@ with tempfile.TemporaryDirectory() as folder:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers' bars and load reports off the page: what they would say is checked."
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        transformers.logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers.logging.enable_progress_bar()
 
 
 # %%
 #| export
 def read_backbone(
     folder: Path,  # with config.json and *.safetensors
-) -> ViTModel:
+) -> nn.Module:
     "Read a pretrained ViT whole; raises WeightsError where a weight is missing or does not fit."
     try:
         with _quiet_transformers():
-            backbone, info = ViTModel.from_pretrained(
+            backbone, info = transformers.ViTModel.from_pretrained(
                 folder, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # safetensors and transformers each raise their own
@@ -293,10 +292,10 @@ def read_normalisation(
 
 # %%
 #| export
-def scratch_backbone(config: VitConfig, image_size: int) -> ViTModel:
+def scratch_backbone(config: VitConfig, image_size: int) -> nn.Module:
     "Make a ViT with random weights in the configuration's size."
-    return ViTModel(
-        ViTConfig(
+    return transformers.ViTModel(
+        transformers.ViTConfig(
             hidden_size=config.hidden,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
@@ -364,7 +363,9 @@ def revive_vit(
 ) -> EmotionViT:
     "Build a described model around its weights, ready to predict."
     parts = dict(description)
-    backbone = ViTModel(ViTConfig(**parts.pop("backbone")), add_pooling_layer=False)
+    backbone = transformers.ViTModel(
+        transformers.ViTConfig(**parts.pop("backbone")), add_pooling_layer=False
+    )
     model = EmotionViT(backbone, **parts)
     model.load_state_dict(state)
     return model.eval()
@@ -421,7 +422,7 @@ test_close(predict_songs(again, batches), by_hand, eps=1e-6)
 
 # %%
 #| export
-def vit_blocks(backbone: ViTModel) -> nn.ModuleList:
+def vit_blocks(backbone: nn.Module) -> nn.ModuleList:
     "Give the transformer blocks, first to last, under the name that this transformers has."
     return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
 
