@@ -109,12 +109,15 @@ def index_page(
     cards = "\n".join(_card(run, name, seconds) for name, seconds in sections.items())
     done = [seconds for seconds in sections.values() if seconds is not None]
     name = html.escape(run.folder.resolve().name)
-    data = html.escape(Path(config.data.path).name)
+    data = Path(config.data.path)
+    about = data / "README.txt"
+    says = about.read_text().partition("\n\n")[0] if about.is_file() else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>musemo: {name}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>musemo: {name}</h1><p>Data: {data}. Preset: {config.preset}. Seed: {config.seed}. "
+        f"<h1>musemo: {name}</h1><p>Data: {html.escape(data.name)}. Preset: {config.preset}. Seed: {config.seed}. "
         f"{len(done)} of {len(sections)} sections in {sum(done):.0f} s.</p>"
+        f"<p>{html.escape(says)}</p>"
         f"<main>{cards}</main></body></html>"
     )

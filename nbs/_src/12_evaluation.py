@@ -495,6 +495,9 @@ run, config = open_run(run_folder, before=12)
 metrics, predictions = evaluate_vit(run, config)
 display(metrics_table(metrics))
 print(say_what_it_is_worth(metrics))
+about = Path(config.data.path).expanduser() / "README.txt"
+if about.is_file():  # what the data set says of itself belongs beside its figures
+    print("Of the data:", about.read_text().partition("\n\n")[0])
 
 # %% [markdown]
 # Rating against prediction, and the way from the one to the other on the plane. A dot is a song:
