@@ -214,7 +214,7 @@ def extract_log_mels(
     )
     return run_jobs(jobs, workers=workers, desc="decoding", total=len(paths))
 
-# %% ../nbs/03_data.ipynb #8d4574f5
+# %% ../nbs/03_data.ipynb #1d04d6ec
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
@@ -225,7 +225,9 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
     extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
-    unlabelled = pd.DataFrame({"song_id": [int(s) if s.isdigit() else -1 for s in extra]})
+    unlabelled = pd.DataFrame(
+        {"song_id": [int(s) if s.isdigit() else -1 for s in extra]}, dtype=int
+    )
     files += [sources.audio[stem] for stem in extra]
     return pd.concat([songs, unlabelled], ignore_index=True), audit, files
 

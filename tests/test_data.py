@@ -53,6 +53,8 @@ def test_labels_are_mapped_from_1_9_to_unit(deam, tmp_path):
     run = Run(tmp_path / "run")
     songs, _ = prepare_data(run, config_for(deam, tmp_path / "cache"))
     table = pd.read_csv(table_of(deam), skipinitialspace=True)
+    assert songs["song_id"].tolist() == table["song_id"].tolist()
+    assert run.load("songs.csv")["song_id"].dtype == int
     assert np.allclose(songs["valence"], (table["valence_mean"] - 5) / 4)
     assert np.allclose(songs["arousal_std"], table["arousal_std"] / 4)
 

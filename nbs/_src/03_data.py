@@ -592,7 +592,9 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
     extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
-    unlabelled = pd.DataFrame({"song_id": [int(s) if s.isdigit() else -1 for s in extra]})
+    unlabelled = pd.DataFrame(
+        {"song_id": [int(s) if s.isdigit() else -1 for s in extra]}, dtype=int
+    )
     files += [sources.audio[stem] for stem in extra]
     return pd.concat([songs, unlabelled], ignore_index=True), audit, files
 
@@ -706,7 +708,7 @@ if audit["exchanged"]:
 else:
     print("No exchanged labels.")
 if audit["blocks"]:
-    display(pd.DataFrame(audit["blocks"]).set_index("ids").T)
+    display(pd.DataFrame(audit["blocks"]).set_index("ids").astype(object).T)
 
 # %% [markdown]
 # Songs on the valence-arousal plane, and three of them as the models see them: from low to high
