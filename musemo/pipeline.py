@@ -24,36 +24,61 @@ from musemo.demo import compose_demo
 
 
 @dataclass(frozen=True)
-class Section:
-    "One of the twelve: its notebook, the stage that makes its artifacts, and their names."
+class Stage:
+    "A function that makes artifacts of a section; `generator`: only where the run trains that one."
 
-    name: str
-    stage: str = ""  # module:function(run, config)
-    artifacts: tuple[str, ...] = ()
+    function: str  # module:function(run, config)
+    artifacts: tuple[str, ...]
+    generator: str = ""
 
     def make(self, run: Run, config: Config) -> None:
-        "Call the stage itself, without its notebook."
-        module, function = self.stage.split(":")
+        "Call the function itself, without its notebook."
+        module, function = self.function.split(":")
         getattr(importlib.import_module(f"musemo.{module}"), function)(run, config)
 
 
+class Section:
+    "One of the twelve: its notebook and the stages that make its artifacts."
+
+    def __init__(self, name: str, *stages: Stage):
+        self.name, self.all_stages = name, stages
+
+    def stages(self, config: Config) -> list[Stage]:
+        "List the stages that a configuration asks for."
+        return [s for s in self.all_stages if s.generator in ("", *config.generators)]
+
+    def artifacts(self, config: Config) -> list[str]:
+        "Name what these stages leave in the run folder."
+        return [name for stage in self.stages(config) for name in stage.artifacts]
+
+
+def _trained(name: str) -> tuple[str, ...]:
+    "Name what training a generator leaves."
+    return tuple(
+        f"{name}{end}" for end in (".safetensors", "_history.json", "_samples.npy", "_samples.csv")
+    )
+
+
 SECTIONS = (
-    Section("01_core", "core:start_run", ("environment.json",)),
-    Section("02_config", "presets:save_config", ("config.json",)),
-    Section("03_data", "data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json")),
+    Section("01_core", Stage("core:start_run", ("environment.json",))),
+    Section("02_config", Stage("presets:save_config", ("config.json",))),
+    Section("03_data", Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json"))),
     Section("04_gan"),
     Section(
         "05_gan_training",
-        "gan_training:fit_gan",
-        ("gan.safetensors", "gan_history.json", "gan_samples.npy", "gan_samples.csv"),
+        Stage("gan_training:fit_gan", _trained("gan"), "gan"),
+        Stage("flow_training:fit_flow", _trained("flow"), "flow"),
     ),
-    Section("06_gan_quality", "gan_quality:judge_gan", ("gan_quality.json",)),
-    Section("07_synthesis", "synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
-    Section("08_audio", "audio:render_emotions", ("audio/audio.json",)),
+    Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
+    Section("07_synthesis", Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv"))),
+    Section("08_audio", Stage("audio:render_emotions", ("audio/audio.json",))),
     Section("09_dataset"),
     Section("10_vit"),
-    Section("11_vit_training", "vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
-    Section("12_evaluation", "evaluation:evaluate_vit", ("metrics.json", "predictions.csv")),
+    Section(
+        "11_vit_training",
+        Stage("vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
+    ),
+    Section("12_evaluation", Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv"))),
 )
 
 
@@ -90,8 +115,9 @@ def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Con
     run = Run(Path(folder))
     config = load_config(run)
     for section in SECTIONS[: before - 1]:
-        if not run.has(*section.artifacts):
-            section.make(run, config)
+        for stage in section.stages(config):
+            if not run.has(*stage.artifacts):
+                stage.make(run, config)
     return run, config
 
 
@@ -171,7 +197,15 @@ def _record(run: Run) -> dict:
 
 
 # The first section that a field matters to; a field of any other part matters from the start.
-_MATTERS_FROM = {"gan": 4, "synthesis": 5, "quality": 6, "inversion": 8, "dataset": 9, "vit": 9}
+_MATTERS_FROM = {
+    "gan": 4,
+    "flow": 4,
+    "synthesis": 5,
+    "quality": 6,
+    "inversion": 8,
+    "dataset": 9,
+    "vit": 9,
+}
 _MATTERS_FROM |= {"training": 11}
 
 
@@ -225,7 +259,7 @@ def run_suite(
     with suite_bar(len(wanted)) as bar:
         for section in wanted:
             bar.set_description(section.name)
-            complete = run.has(*section.artifacts, f"reports/{section.name}.html")
+            complete = run.has(*section.artifacts(config), f"reports/{section.name}.html")
             if section.name not in done or not complete:
                 done[section.name] = round(execute(run, section, bar), 1)
                 run.save("run.json", record)

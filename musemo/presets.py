@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #c2d2cad2
+# %% ../nbs/02_config.ipynb #dec52471
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -29,6 +29,7 @@ PRESETS = {
         "gan.channels": 128,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
+        "flow.steps": 350,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
@@ -49,6 +50,9 @@ PRESETS = {
         "gan.channels": 32,
         "gan.epochs": 2,
         "gan.samples": 16,
+        "flow.steps": 6,
+        "flow.channels": [16, 24, 32],
+        "flow.draw_steps": 4,
         "quality.bootstrap": 20,
         "synthesis.songs": 8,
         "inversion.iterations": 8,

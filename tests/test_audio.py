@@ -23,7 +23,7 @@ from musemo.gan import build_gan
 from musemo.presets import make_config
 from musemo.synthesis import draw_conditions, generate, load_generator, synthesize
 
-CONFIG = make_config("smoke", {"inversion.iterations": 32, "gan.channels": 16})
+CONFIG = make_config("smoke", {"inversion.iterations": 32, "gan.channels": 16, "flow.steps": 0})
 
 
 def melody(level=0.2, seconds=2.0):
@@ -134,7 +134,7 @@ def test_synthesis_leaves_songs_and_five_emotions(tmp_path):
     )
     asked = torch.tensor(saved.loc[[3], ["valence", "arousal"]].to_numpy(np.float32))
     with torch.inference_mode():
-        again = load_generator(run, config).eval()(noise, asked)[0, 0].numpy()
+        again = load_generator(run, config, "gan").eval()(noise, asked)[0, 0].numpy()
     assert np.abs(again - windows[3]).max() < 2e-3
     before = (tmp_path / "synthetic.npy").read_bytes()
     synthesize(run, config)
@@ -147,7 +147,7 @@ def test_more_songs_leave_the_first_ones_alone(tmp_path):
     labels = run.load("songs.csv")[["valence", "arousal"]].to_numpy()
     few, many = (draw_conditions(labels, n, jitter=0.1, seed=5) for n in (3, 40))
     assert np.array_equal(few, many[:3])
-    generator = load_generator(run, config)
+    generator = load_generator(run, config, "gan")
     drawn = generate(generator, many[:7], seed=5, batch_size=7)
     for size in (1, 3):
         assert np.abs(drawn - generate(generator, many[:7], seed=5, batch_size=size)).max() < 2e-3
@@ -157,12 +157,12 @@ def test_more_songs_leave_the_first_ones_alone(tmp_path):
 
 def test_synthesis_refuses(tmp_path):
     run, config = write_run(tmp_path)
-    generator = load_generator(run, config)
+    generator = load_generator(run, config, "gan")
     for condition in ([[0.0, 1.2]], [[np.nan, 0.0]], [[5.0, 3.0]]):
         with pytest.raises(MusemoError, match=r"\[-1, 1\]"):
             generate(generator, condition, seed=0)
     with pytest.raises(MusemoError, match="another configuration"):
-        load_generator(run, make_config("smoke", {"gan.channels": 32}))
+        load_generator(run, make_config("smoke", {"gan.channels": 32}), "gan")
 
 
 def test_five_emotions_are_rendered(tmp_path):

@@ -21,10 +21,13 @@ MAY_IMPORT = {
     "annotations": {"core"},
     "data": {"core", "config", "annotations"},
     "gan": {"config"},
+    "flow": {"config"},
     "gan_training": {"core", "config", "gan"},
+    "flow_training": {"core", "config", "flow"},
     "distance": {"core", "config"},
     "gan_quality": {"core", "config", "distance"},
-    "synthesis": {"core", "config", "data", "gan"},
+    "quality_plots": {"core", "config"},
+    "synthesis": {"core", "config", "data", "gan", "flow"},
     "audio": {"core", "config"},
     "dataset": {"core", "config", "data"},
     "vit": {"config"},
@@ -36,7 +39,10 @@ BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "report", "demo
 SECOND = {
     "presets",
     "annotations",
+    "flow",
+    "flow_training",
     "distance",
+    "quality_plots",
     "metrics",
 }  # exported beside a notebook's own module
 

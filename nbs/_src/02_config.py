@@ -58,6 +58,7 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Width = Annotated[int, Field(ge=8, multiple_of=8)]
 SPEC, ORIGINAL = "specification", "original notebook"
 
 
@@ -209,6 +210,34 @@ class GanConfig(Section):
         return self
 
 
+# %% [markdown]
+# The flow shares the window's width and the number of samples with the GAN. Its numbers come
+# from prototypes on small data; `steps` bounds its training, and 0 means that a run has none.
+
+
+# %%
+#| export
+class FlowConfig(Section):
+    "The rectified flow: size, training and drawing."
+
+    steps: int = setting(0, "steps", "of training; 0: no flow is trained", ge=0)
+    channels: tuple[Width, Width, Width] = setting(
+        (64, 96, 128), "channels", "of the three sizes, fine to coarse"
+    )
+    batch_size: int = setting(8, "windows", "lower it where memory is short", ge=1)
+    learning_rate: float = setting(1e-3, "-", "AdamW", gt=0)
+    warm_up: int = setting(30, "steps", "in which the rate rises; then it falls as a cosine", ge=1)
+    clip_norm: float = setting(1.0, "norm", "gradient clipping", gt=0)
+    averaging: float = setting(0.99, "-", "kept by the average in a step", ge=0, lt=1)
+    unasked: float = setting(0.1, "share", "trained without the emotion", "Ho 2022", ge=0, lt=1)
+    jitter: float = setting(0.05, "[-1, 1]", "spread of the labels in training", ge=0, le=1)
+    near_end: Fraction = setting(0.1, "of the line", "nearer its end, weights grow no more")
+    draw_steps: int = setting(12, "steps", "from noise to picture", ge=1)
+    crowding: float = setting(6.0, "x", "how much denser the first steps lie", ge=1)
+    guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)
+    guidance_until: float = setting(0.6, "of the line", "from noise, where that ends", ge=0, le=1)
+
+
 # %%
 #| export
 class QualityConfig(Section):
@@ -240,6 +269,7 @@ class SynthesisConfig(Section):
 
     songs: int = setting(3200, "songs", "synthetic songs for the training part", ORIGINAL, ge=0)
     jitter: float = setting(0.1, "[-1, 1]", "spread around a real song's label", ge=0, le=1)
+    generator: Literal["best", "gan", "flow"] = setting("best", "-", "best: of section 6's score")
 
 
 class InversionConfig(Section):
@@ -337,6 +367,7 @@ class Config(Section):
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()
+    flow: FlowConfig = FlowConfig()
     quality: QualityConfig = QualityConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     inversion: InversionConfig = InversionConfig()
@@ -357,7 +388,14 @@ class Config(Section):
             raise ValueError(f"gan.frames must equal the window that the ViT sees, {window} frames")
         if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
             raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        if self.synthesis.generator not in ("best", *self.generators):
+            raise ValueError("synthesis.generator = flow needs flow.steps above 0")
         return self
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        "Name the generators that a run trains and judges."
+        return ("gan", "flow") if self.flow.steps else ("gan",)
 
 
 # %% [markdown]
@@ -387,6 +425,7 @@ PRESETS = {
         "gan.channels": 128,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
+        "flow.steps": 350,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
@@ -407,6 +446,9 @@ PRESETS = {
         "gan.channels": 32,
         "gan.epochs": 2,
         "gan.samples": 16,
+        "flow.steps": 6,
+        "flow.channels": [16, 24, 32],
+        "flow.draw_steps": 4,
         "quality.bootstrap": 20,
         "synthesis.songs": 8,
         "inversion.iterations": 8,
@@ -485,6 +527,8 @@ test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = '
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
+test_eq((full.generators, make_config("demo").generators), (("gan",), ("gan", "flow")))
+test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="flow.steps")
 
 
 # %% [markdown]

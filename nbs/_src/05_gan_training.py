@@ -2,13 +2,13 @@
 #| default_exp gan_training
 
 # %% [markdown]
-# # Training the generator
+# # Training the generators
 #
-# > Two networks take turns, a rule keeps them level, and every step is on record.
+# > Two networks take turns and a rule keeps them level, a flow learns alone; all is on record.
 #
 # In come the training songs' spectrograms and labels, nothing of the other parts; out come the
-# generator, its history and some windows that section 6 judges. The rule and its numbers are
-# the specification's; what this scale needed on top is said where it stands.
+# generators, their histories and some windows that section 6 judges. The GAN's rule and its
+# numbers are the specification's; what this scale needed on top is said where it stands.
 #
 # Shapes: B batch, N songs, M mel bands, T frames.
 
@@ -551,6 +551,241 @@ with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
     assert left == right
 
 # %% [markdown]
+# ## The flow's step
+#
+# A flow is trained like any regression. Take a window and noise, go to a random place on the
+# line between them, guess the window. Near the end of the line a small error of the guess is a
+# large one of the direction, so the weight grows as 1 / (1 - t)^2, up to a bound. The places of
+# a batch are spread evenly: with as much chance as in eight free draws, steps would differ wildly.
+
+# %%
+#| export flow_training
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from musemo.config import Config, FlowConfig
+from musemo.core import (
+    MusemoError,
+    Run,
+    autocast,
+    cut_windows,
+    load_part,
+    pick_device,
+    pick_precision,
+    progress,
+    rng_for,
+    seed_everything,
+    seed_for,
+    torch_rng_for,
+)
+from musemo.flow import Flow, build_flow
+
+
+# %%
+#| export flow_training
+def flow_loss(
+    net: Flow,
+    real: torch.Tensor,  # (B, 1, M, T) standardised
+    labels: torch.Tensor,  # (B, 2) in [-1, 1]
+    rng: torch.Generator,  # on the device of `real`
+) -> torch.Tensor:  # squared error of the direction, in deviations squared
+    "Guess windows from random places on the line, some of them without their emotion."
+    options, count = {"generator": rng, "device": real.device}, len(real)
+    t = (torch.arange(count, device=real.device) + torch.rand(count, **options)) / count
+    noise = torch.randn(real.shape, **options)
+    asked = (torch.rand(count, 1, **options) >= net.flow.unasked).float()
+    moved = labels + net.flow.jitter * torch.randn(labels.shape, **options)
+    place = t[:, None, None, None]
+    guess = net.guess(place * real + (1 - place) * noise, t, moved.clamp(-1, 1), asked)
+    weight = 1 / (1 - t).clamp(min=net.flow.near_end).square()
+    return (weight * (guess.float() - real).square().mean((1, 2, 3))).mean()
+
+
+def flow_rate(step: int, flow: FlowConfig) -> float:  # share of the learning rate
+    "Rise over the warm-up, then fall as a cosine to zero."
+    return min((step + 1) / flow.warm_up, (1 + math.cos(math.pi * step / flow.steps)) / 2)
+
+
+# %%
+toy_flow_values = {"flow.channels": [32, 32, 32], "flow.steps": 30, "flow.warm_up": 5}
+small = make_config("smoke", toy_flow_values)
+rates = [flow_rate(step, small.flow) for step in range(30)]
+test_eq((rates[0], rates.index(max(rates))), (0.2, 4))
+assert rates[-1] < 0.01
+net, labels = build_flow(small), torch.zeros(4, 2)
+loss = flow_loss(net, torch.zeros(4, 1, 128, 64), labels, torch.Generator().manual_seed(0))
+assert loss.isfinite()
+
+
+# %% [markdown]
+# Pictures are standardised with the training songs alone: the mean of each band, and one
+# deviation for all of them, so that bands keep their differences.
+
+
+# %%
+#| export flow_training
+def standard_levels(
+    log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
+    frames: np.ndarray,  # (N,) valid frames
+) -> tuple[torch.Tensor, torch.Tensor]:  # band means (M, 1), deviation (1,)
+    "Measure what to take off songs, and what to divide them by."
+    songs = [x[:, :n].astype(np.float32) for x, n in zip(log_mel, frames, strict=True)]
+    means = np.mean([x.mean(axis=1) for x in songs], axis=0)[:, None]
+    spread = np.sqrt(np.mean([np.square(x - means).mean() for x in songs]))
+    return torch.from_numpy(means), torch.tensor([max(float(spread), 1e-3)])
+
+
+# %%
+flat = np.zeros((2, 4, 9), dtype=np.float16)
+flat[0, :, :5], flat[1, :, :5] = 0.5, -0.5
+means, deviation = standard_levels(flat, np.array([5, 5]))
+test_close((means.abs().max().item(), deviation.item()), (0, 0.5))
+
+
+# %% [markdown]
+# The loop has no contest to balance: batch, loss, step, log. What comes back is the running
+# average of the weights, as in the GAN.
+
+
+# %%
+#| export flow_training
+def train_flow(
+    log_mel: np.ndarray,  # (N, M, T) in [-1, 1], training songs only
+    frames: np.ndarray,  # (N,) valid frames
+    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
+    config: Config,
+    device: torch.device,
+    rng: np.random.Generator,
+) -> tuple[dict, Flow]:
+    "Train the flow; raises MusemoError with the step where the loss is not finite."
+    flow, precision = config.flow, pick_precision(device, config.precision)
+    net = build_flow(config)
+    net.band_means, net.deviation = standard_levels(log_mel, frames)
+    net = net.to(device, memory_format=torch.channels_last)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(flow.averaging))
+    optimizer = torch.optim.AdamW(net.parameters(), flow.learning_rate, betas=(0.9, 0.99))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    draws = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+    wanted = torch.as_tensor(np.asarray(labels), dtype=torch.float32, device=device)
+    history = {"loss": [], "norm": [], "rate": []}
+    for step in progress(range(flow.steps), desc="flow"):
+        optimizer.param_groups[0]["lr"] = flow.learning_rate * flow_rate(step, flow)
+        songs = rng.integers(len(wanted), size=flow.batch_size)
+        windows, _ = cut_windows(log_mel[songs], frames[songs], config.gan.frames, rng=rng)
+        real = torch.from_numpy(windows)[:, None].to(device)
+        with autocast(device, precision):
+            loss = flow_loss(net, (real - net.band_means) / net.deviation, wanted[songs], draws)
+        check_flow_loss(step + 1, loss.item())
+        norm = follow_loss(net, loss, optimizer, scaler, flow.clip_norm)
+        average.update_parameters(net)
+        row = loss.item(), norm, optimizer.param_groups[0]["lr"]
+        for column, value in zip(history.values(), row, strict=True):
+            column.append(round(value, 6) if math.isfinite(value) else None)
+    history["units"] = {"loss": "squared deviations", "norm": "before clipping", "rate": "-"}
+    return history, average.module.eval()
+
+
+# %%
+#| export flow_training
+def check_flow_loss(step: int, loss: float) -> None:
+    "Raise MusemoError with step and value where the loss is not a number."
+    if not math.isfinite(loss):
+        raise MusemoError(
+            f"flow training stopped at step {step}: loss = {loss}; "
+            "lower flow.learning_rate, or set precision=float32"
+        )
+
+
+def follow_loss(
+    net: nn.Module,
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float,
+) -> float:  # norm of the gradient before clipping
+    "Follow the gradient of a loss once."
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return norm.item()
+
+
+# %% [markdown]
+# The made-up songs again: the loss falls, and the same seed gives the same weights.
+
+
+# %%
+def train_toy_flow(songs=toy_songs):
+    seed_everything(0)
+    sizes, rng = np.full(len(songs), songs.shape[2]), np.random.default_rng(1)
+    return train_flow(songs, sizes, toy_labels, small, torch.device("cpu"), rng)
+
+
+flow_history, toy_flow = train_toy_flow()
+assert np.mean(flow_history["loss"][-10:]) < 0.7 * np.mean(flow_history["loss"][:10])
+for name, weight in train_toy_flow()[1].state_dict().items():
+    assert torch.equal(weight, toy_flow.state_dict()[name]), name
+test_fail(lambda: train_toy_flow(broken), contains="flow training stopped at step 1: loss = nan")
+
+
+# %% [markdown]
+# ## The flow's stage
+#
+# It asks for the same emotions as the GAN's: section 6 judges both on equal terms. Each window
+# has its own noise.
+
+
+# %%
+#| export flow_training
+@torch.inference_mode()
+def draw_flow_samples(
+    net: Flow,
+    labels: np.ndarray,  # (N, 2) of training songs
+    config: Config,
+) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
+    "Draw the windows that section 6 judges."
+    rng, count = rng_for(config.seed, "gan_samples"), config.gan.samples
+    chosen = labels[rng.integers(len(labels), size=count)]
+    asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
+    noise, device = torch_rng_for(config.seed, "flow_samples"), net.deviation.device
+    parts = []
+    for some in progress(torch.tensor(asked, dtype=torch.float32).split(16), desc="flow draws"):
+        start = torch.randn(len(some), net.latent, generator=noise)
+        parts.append(net(start.to(device), some.to(device))[:, 0].half().cpu().numpy())
+    return pd.DataFrame(asked, columns=["valence", "arousal"]), np.concatenate(parts)
+
+
+def fit_flow(
+    run: Run,
+    config: Config,
+) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
+    "Train on the run's training songs, draw samples, and save both."
+    songs, log_mel = load_part(run, "train")
+    labels, frames = songs[["valence", "arousal"]].to_numpy(), songs["frames"].to_numpy()
+    seed_everything(seed_for(config.seed, "flow_training"))
+    rng, device = rng_for(config.seed, "flow_training"), pick_device(config.device)
+    history, net = train_flow(log_mel, frames, labels, config, device, rng)
+    asked, windows = draw_flow_samples(net, labels, config)
+    weights = net.state_dict().items()
+    run.save("flow_samples.npy", windows)
+    run.save("flow_samples.csv", asked)
+    run.save("flow_history.json", history)
+    run.save(
+        "flow.safetensors",
+        {f"generator.{name}": value.cpu().contiguous() for name, value in weights},
+    )
+    return history, asked, windows
+
+
+# %% [markdown]
 # ## On the run
 #
 # Both losses start near what an unsure judge pays. Neither should run to zero: then one side
@@ -604,11 +839,30 @@ axes[1, 2].set(title="Learning rates", xlabel="epoch", ylabel="rate", ylim=(0, N
 axes[1, 2].legend()
 right = epochs[["accuracy_real", "accuracy_fake"]].iloc[-1].mean()
 number = f"discriminator right in {right:.0%} of the last epoch (50 %: cannot tell; 100 %: always)"
-run.headline("05_gan_training", f"{len(rounds)} rounds, {number}", figure)
 
 # %% [markdown]
-# For each corner of the valence-arousal plane the nearest training song (above) and the nearest
-# drawn window (below). Look for bands, onsets and level; section 6 measures what you see.
+# The flow's loss is noisy, since every step goes to other places on the line; its running mean
+# should still fall when the rate runs out.
+
+# %%
+drawn = {"gan": (asked, windows)}
+if "flow" in config.generators:
+    flow_history, *drawn["flow"] = fit_flow(run, config)
+    flow_figure, (left, right) = subplots(1, 2)
+    losses = pd.Series(flow_history["loss"])
+    smooth = losses.rolling(max(1, len(losses) // 20), min_periods=1).mean()
+    left.plot(losses, color=COLORS["model"], alpha=0.25, linewidth=0.7)
+    left.plot(smooth, color=COLORS["model"])
+    left.set(title="The flow's loss", xlabel="step", ylabel="squared deviations")
+    left.set_yscale("log")
+    right.plot(flow_history["rate"], color=COLORS["model"])
+    right.set(title="Its learning rate", xlabel="step", ylabel="rate")
+    number = f"{number}; flow: {len(losses)} steps"
+run.headline("05_gan_training", f"GAN: {len(rounds)} rounds, {number}", figure)
+
+# %% [markdown]
+# For each corner of the valence-arousal plane the nearest training song (above) and what each
+# generator drew nearest to it. Look for bands, onsets and level; section 6 measures what you see.
 
 # %%
 import librosa
@@ -619,11 +873,12 @@ bands = librosa.mel_frequencies(
 )
 songs, log_mel = load_part(run, "train")
 real, _ = cut_windows(log_mel, songs["frames"].to_numpy(), config.gan.frames)
-figure, axes = subplots(2, 4, size=(3.2, 2.4), sharex=True, sharey=True)
+rows = {"real": (songs, real), **drawn}
+figure, axes = subplots(len(rows), 4, size=(3.2, 2.4), sharex=True, sharey=True)
 corners = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
-for row, (kind, table, pictures) in enumerate((("real", songs, real), ("drawn", asked, windows))):
+for row, (kind, (table, pictures)) in zip(axes, rows.items(), strict=True):
     plane = table[["valence", "arousal"]].to_numpy()
-    for panel, corner in zip(axes[row], corners, strict=True):
+    for panel, corner in zip(row, corners, strict=True):
         nearest = np.abs(plane - corner).sum(axis=1).argmin()
         valence, arousal = plane[nearest]
         plot_log_mel(

@@ -26,24 +26,21 @@ from musemo.core import MusemoError
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import librosa
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from musemo.config import Config
+from musemo.core import MusemoError, Run, cut_windows, load_part, progress, rng_for
+
+# %%
+#| export quality_plots
+import librosa
+import matplotlib.pyplot as plt
+import numpy as np
+
 from musemo.config import AudioConfig, Config
-from musemo.core import (
-    COLORS,
-    MusemoError,
-    Run,
-    cut_windows,
-    load_part,
-    plot_log_mel,
-    progress,
-    rng_for,
-    subplots,
-)
+from musemo.core import COLORS, plot_log_mel, subplots
 
 # %%
 #| hide
@@ -533,7 +530,8 @@ test_close(join_parts({name: 1.0 for name in SCORE_PARTS}), 100)
 test_close(join_parts({name: LOWEST_PART for name in SCORE_PARTS}), 1)
 
 # %% [markdown]
-# What follows is `musemo.gan_quality`; what came before, the measures, is `musemo.distance`.
+# What follows is `musemo.gan_quality`; what came before, the measures, is `musemo.distance`, and
+# the pictures are `musemo.quality_plots`.
 
 # %%
 #| export
@@ -608,7 +606,9 @@ def make_judge(
 ) -> Judge:
     "Make a judge; raises MusemoError where fewer than two songs were held out."
     if len(np.unique(songs)) < 2:
-        raise MusemoError("1 song held out: two or more are needed to judge; raise data.test")
+        raise MusemoError(
+            "1 song held out: two or more are needed to judge; raise data.validation or data.test"
+        )
     held, train = check_windows(held), check_windows(train, like=held)
     scale = whiten(embed(train))
 
@@ -682,53 +682,50 @@ assert low <= judge.score(fresh) <= high
 # ## Five pictures
 #
 # Examples side by side; profile over frequency; histogram of levels; level over time; the parts
-# of the score. Blue is real, orange generated.
+# of the score. Blue is real, orange generated, green the generator that came second.
 
 
 # %%
-#| export
+#| export quality_plots
 def band_centres(audio: AudioConfig) -> np.ndarray:
     "Say the centre frequency of each mel band, (M,) Hz."
     return librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
 
 
 def plot_side_by_side(
-    real: np.ndarray,  # (n, M, T) in [-1, 1]
-    generated: np.ndarray,  # (n, M, T)
+    sets: dict[str, np.ndarray],  # name -> windows (n, M, T) in [-1, 1]
     audio: AudioConfig,
-    titles: tuple[str, str] = ("held-out real", "generated"),
 ) -> plt.Figure:
-    "Draw real windows above generated ones, on one decibel scale."
-    columns = min(4, len(real), len(generated))
-    figure, axes = subplots(2, columns, size=(2.9, 2.2), squeeze=False)
+    "Draw windows of each set in a row, on one decibel scale."
+    columns = min(4, *map(len, sets.values()))
+    figure, axes = subplots(len(sets), columns, size=(2.9, 2.2), squeeze=False)
     style = {"sample_rate": audio.sample_rate, "hop": audio.hop, "bands": band_centres(audio)}
     style["limits"] = (audio.db_min, audio.db_max)
-    for row, (windows, title) in enumerate(zip((real, generated), titles, strict=True)):
+    for row, (name, windows) in zip(axes, sets.items(), strict=True):
         picks = np.linspace(0, len(windows) - 1, columns).astype(int)
-        for panel, pick in zip(axes[row], picks, strict=True):
+        for panel, pick in zip(row, picks, strict=True):
             decibels = audio.to_db(windows[pick])
-            image = plot_log_mel(panel, decibels, **style, title=f"{title} {pick}")
+            image = plot_log_mel(panel, decibels, **style, title=f"{name} {pick}")
     figure.colorbar(image, ax=axes, label="level (dB)")
     return figure
 
 
 # %%
 small = AudioConfig(n_mels=32)
-figure = plot_side_by_side(fresh, blurred, small)
+figure = plot_side_by_side({"real": fresh, "blurred": blurred}, small)
 
 
 # %%
-#| export
+#| export quality_plots
 def plot_averages(
-    real: np.ndarray,  # (n, M, T) in [-1, 1]
-    generated: np.ndarray,  # (n, M, T)
+    sets: dict[str, np.ndarray],  # name -> windows (n, M, T) in [-1, 1]; real ones first
     audio: AudioConfig,
 ) -> plt.Figure:
-    "Draw frequency profile, level histogram and temporal evolution of both sets."
+    "Draw frequency profile, level histogram and temporal evolution of up to three sets."
     figure, axes = subplots(1, 3)
-    seconds = np.arange(real.shape[2]) * audio.hop / audio.sample_rate
     edges = np.linspace(audio.db_min, audio.db_max, 41)
-    for windows, name, color in ((real, "real", "real"), (generated, "generated", "model")):
+    for (name, windows), color in zip(sets.items(), ("real", "model", "third"), strict=False):
+        seconds = np.arange(windows.shape[2]) * audio.hop / audio.sample_rate
         db, color = audio.to_db(windows), COLORS[color]
         profile, level = db.mean(2), db.mean(1)  # (n, M), (n, T)
         for panel, x, y in ((axes[0], band_centres(audio), profile), (axes[2], seconds, level)):
@@ -745,26 +742,34 @@ def plot_averages(
 
 
 # %%
-figure = plot_averages(fresh, blurred, small)
+figure = plot_averages({"real": fresh, "blurred": blurred}, small)
 
 
 # %%
-#| export
+#| export quality_plots
 def plot_parts(
     quality: dict,  # content of gan_quality.json
     config: Config,
 ) -> plt.Figure:
-    "Draw the parts of the score as bars, with the tiers of the specification."
-    figure, axes = subplots(size=(7, 3.2))
-    values = {k.replace("_", " "): 100 * v["part"] for k, v in quality["components"].items()}
-    axes.barh([*values], values.values(), color=COLORS["third"])
-    axes.barh(["score"], [quality["score"]], color=COLORS["model"])
-    axes.plot(quality["interval"], [len(values)] * 2, color="black", linewidth=2)
+    "Draw the parts of each generator's score as bars, with the tiers of the specification."
+    figure, axes = subplots(size=(7, 3.8))
+    records = sorted(quality["generators"].items(), key=lambda item: -item[1]["score"])
+    height = 0.8 / len(records)
+    for i, (name, record) in enumerate(records):
+        parts = [100 * part["part"] for part in record["components"].values()]
+        rows = np.arange(len(parts) + 1) + (i - (len(records) - 1) / 2) * height
+        label = f"{name}: {record['score']:.0f} ({record['tier']})"
+        color = COLORS[("model", "third")[i]]
+        axes.barh(rows, [*parts, record["score"]], height, color=color, label=label)
+        axes.plot(record["interval"], [rows[-1]] * 2, color="black", linewidth=2)
+    names = [name.replace("_", " ") for name in quality["components"]]
+    axes.set_yticks(range(len(names) + 1), [*names, "score"])
     for tier in (config.quality.good, config.quality.excellent):
         axes.axvline(tier, color=COLORS["floor"], linestyle="--")
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="points: 0 noise, 100 real training songs")
-    axes.set_title(f"Score {quality['score']:.0f} ({quality['tier']}), 90 % interval in black")
+    axes.set_title("Parts and score, 90 % interval in black")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -772,7 +777,9 @@ def plot_parts(
 # ## The stage
 #
 # Equal numbers of generated, training and held-out windows are compared, and at most ten of a
-# song. With windows as long as the clip there is one of each song.
+# song. With windows as long as the clip there is one of each song. All generators of a run stand
+# before one judge. The better one, whose songs will train the predictor, is chosen on validation
+# songs alone, so that the test songs have no say in it; the run's score is that one's.
 
 
 # %%
@@ -780,12 +787,12 @@ def plot_parts(
 def real_windows(
     run: Run,
     config: Config,
-    split: str,  # train or held: validation and test
+    split: str,  # train, val, or held: validation and test
     *,
     most: int = 10,  # windows of a song
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # windows, song number and labels of each
     "Cut windows of the generator's width out of real songs, in a mixed order."
-    parts = [load_part(run, name) for name in (("train",) if split == "train" else ("val", "test"))]
+    parts = [load_part(run, name) for name in (("val", "test") if split == "held" else (split,))]
     songs = pd.concat([table for table, _ in parts], ignore_index=True)
     log_mel = np.concatenate([array for _, array in parts])
     width, frames = config.gan.frames, songs["frames"].to_numpy()
@@ -802,14 +809,21 @@ def explain_quality(quality: dict) -> str:
     low, high = quality["interval"]
     few = " So few songs say little: a generator that repeats a few windows covers them all."
     return (
-        f"Score {quality['score']:.0f} of 100 ({quality['tier']}), 90 % interval {low:.0f} to "
-        f"{high:.0f}: {quality['windows']} generated windows against as many real ones from "
+        f"{quality['best']}: score {quality['score']:.0f} of 100 ({quality['tier']}), 90 % "
+        f"interval {low:.0f} to {high:.0f}: {quality['windows']} windows against real ones from "
         f"{quality['songs']} held-out songs." + few * (quality["songs"] < 20)
     )
 
 
 # %%
-few = {"score": 61.0, "tier": "good", "interval": [40, 80], "windows": 40, "songs": 4}
+few = {
+    "best": "flow",
+    "score": 61.0,
+    "tier": "good",
+    "interval": [40, 80],
+    "windows": 40,
+    "songs": 4,
+}
 assert "say little" in explain_quality(few)
 assert "say little" not in explain_quality(few | {"songs": 70})
 
@@ -822,13 +836,15 @@ class Compared:
 
     quality: dict  # as in gan_quality.json
     families: pd.DataFrame  # a row a measure
-    generated: np.ndarray  # (n, M, T)
+    generated: dict[str, np.ndarray]  # (n, M, T) of each generator, the best first
     real: np.ndarray  # (n, M, T) held-out
-    nearest: np.ndarray  # (n, M, T) the training window nearest to each generated one
+    nearest: np.ndarray  # (n, M, T) the training window nearest to each of the best generator's
 
 
 _quality_units = {
-    "score": "points, 0-100; interval: 90 %",
+    "score": "points, 0-100, of the best generator; interval: 90 %",
+    "best": "by validation_score, points on validation songs alone",
+    "generators": "a record each, in the units of this file",
     "components": "floor: noise; ceiling: real training songs; part: 0-1; weight: share",
     "frechet": "whitened features squared; patch_frechet: [-1, 1] squared; kernel: squared MMD",
     "roughness": "absolute log ratio to real",
@@ -863,36 +879,101 @@ def score_record(judge: Judge, windows: np.ndarray, config: Config) -> dict:
 
 # %%
 #| export
-def judge_gan(run: Run, config: Config) -> Compared:
-    "Judge the generator's samples and write gan_quality.json; raises MusemoError for bad ones."
-    generated = check_windows(run.load("gan_samples.npy"))
-    asked = run.load("gan_samples.csv")[["valence", "arousal"]].to_numpy()
+def generator_record(
+    judge: Judge,
+    generated: np.ndarray,  # (n, M, T)
+    asked: np.ndarray,  # (n, 2) valence and arousal
+    train: tuple[np.ndarray, np.ndarray],  # features (N, D) of training windows, labels (N, 2)
+    config: Config,
+) -> tuple[dict, np.ndarray]:  # the record, and the row of the nearest training window (n,)
+    "Judge one generator: score, obedience and copying."
+    features, reader = judge.describe(generated).features, fit_reader(*train)
+    distance, row = nearest_training(features, train[0])
+    record = score_record(judge, generated, config)
+    record["obedience"] = correlations(reader(features), asked)
+    record["copying"] = float(np.median(distance))
+    return record, row
+
+
+def load_samples(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    "Read what a generator drew in section 5, windows and emotions; raises MusemoError."
+    asked = run.load(f"{name}_samples.csv")[["valence", "arousal"]].to_numpy()
+    return check_windows(run.load(f"{name}_samples.npy")), asked
+
+
+# %%
+#| export
+def judge_generators(run: Run, config: Config) -> Compared:
+    "Judge the run's generators and write gan_quality.json; raises MusemoError for bad samples."
+    samples = {name: load_samples(run, name) for name in config.generators}
     train, _, train_labels = real_windows(run, config, "train")
     held, songs, held_labels = real_windows(run, config, "held")
-    count = min(len(generated), len(train), len(held))
+    count = min(len(train), len(held), *(len(asked) for _, asked in samples.values()))
     held, songs, held_labels = (x[:count] for x in (held, songs, held_labels))
-    generated, asked = generated[:count], asked[:count]
     judge = make_judge(train, held, songs, seed=config.seed)
-    features, train_features = judge.describe(generated).features, judge.describe(train).features
-    reader = fit_reader(train_features, train_labels)
-    distance, row = nearest_training(features, train_features)
-    strangers = nearest_training(judge.real.features, train_features)[0]
-    sets = {"generated": generated, "real": held, "training": train[:count]}
-    sets["noise"] = noise_like(train[:count], rng_for(config.seed, "noise"))
-    families = {name: describe_families(x, held, config.audio) for name, x in sets.items()}
-    quality = score_record(judge, generated, config) | {
-        "windows": count,
+    known, records, rows = (judge.describe(train).features, train_labels), {}, {}
+    for name, (windows, asked) in samples.items():
+        some = windows[:count], asked[:count]
+        records[name], rows[name] = generator_record(judge, *some, known, config)
+    chosen = choose_generator(run, config, {name: x for name, (x, _) in samples.items()})
+    for name, score in chosen.items():
+        records[name]["validation_score"] = score
+    names = list(chosen)
+    generated = {name: samples[name][0][:count] for name in names}
+    strangers = nearest_training(judge.real.features, known[0])[0]
+    read = fit_reader(*known)(judge.real.features)
+    quality = quality_record(names[0], records, generated, held, train[:count], config) | {
         "songs": len(np.unique(songs)),
-        "obedience": {
-            "generated": correlations(reader(features), asked),
-            "held_out": correlations(reader(judge.real.features), held_labels),
+        "held_out": {
+            "obedience": correlations(read, held_labels),
+            "copying": float(np.median(strangers)),
         },
-        "copying": {"generated": np.median(distance), "held_out": np.median(strangers)},
-        "families": families,
-        "units": _quality_units,
     }
     run.save("gan_quality.json", quality)
-    return Compared(quality, pd.DataFrame(families), generated, held, train[row])
+    families = pd.DataFrame(quality["families"])
+    return Compared(quality, families, generated, held, train[rows[names[0]]])
+
+
+# %%
+#| export
+def choose_generator(
+    run: Run,
+    config: Config,
+    samples: dict[str, np.ndarray],  # generator -> windows (n, M, T)
+) -> dict[str, float | None]:  # generator -> its score on validation songs alone, the best first
+    "Rank generators without the test songs; a single one needs no score."
+    if len(samples) == 1:
+        return dict.fromkeys(samples)
+    train, held, songs = (
+        real_windows(run, config, "train")[0],
+        *real_windows(run, config, "val")[:2],
+    )
+    count = min(len(train), len(held), *map(len, samples.values()))
+    judge = make_judge(train, held[:count], songs[:count], seed=config.seed)
+    scores = {name: judge.score(windows) for name, windows in samples.items()}
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
+
+# %%
+#| export
+def quality_record(
+    best: str,
+    records: dict,  # of each generator
+    generated: dict,  # windows of each
+    held: np.ndarray,  # (n, M, T)
+    train: np.ndarray,  # (n, M, T)
+    config: Config,
+) -> dict:
+    "Gather gan_quality.json: the best generator's record first, then all of them."
+    noise = noise_like(train, rng_for(config.seed, "noise"))
+    sets = generated | {"real": held, "training": train, "noise": noise}
+    return records[best] | {
+        "best": best,
+        "generators": records,
+        "windows": len(held),
+        "families": {name: describe_families(x, held, config.audio) for name, x in sets.items()},
+        "units": _quality_units,
+    }
 
 
 # %% [markdown]
@@ -911,10 +992,15 @@ from musemo.pipeline import open_run
 run, config = open_run(run_folder, before=6)
 
 # %%
-compared = judge_gan(run, config)
+compared = judge_generators(run, config)
 quality = compared.quality
 print(explain_quality(quality))
-pd.DataFrame(quality["components"]).T.round(3)
+components = {
+    (name, key): record["components"][key]
+    for key in quality["components"]
+    for name, record in quality["generators"].items()
+}
+pd.DataFrame(components).T.swaplevel().sort_index(sort_remaining=False).round(3)
 
 # %% [markdown]
 # The parts, each between noise and real training songs. The shortest bar is what to mend first.
@@ -926,10 +1012,11 @@ parts_figure = plot_parts(quality, config)
 # Real above, generated below. Look for onsets (upright edges) and partials (level lines).
 
 # %%
-figure = plot_side_by_side(compared.real, compared.generated, config.audio)
+pictures = {"held-out real": compared.real, **compared.generated}
+figure = plot_side_by_side(pictures, config.audio)
 
 # %%
-figure = plot_averages(compared.real, compared.generated, config.audio)
+figure = plot_averages(pictures, config.audio)
 
 # %% [markdown]
 # The specification's families: generated music should stand where real and training stand.
@@ -943,23 +1030,25 @@ compared.families.round(3)
 # distance to the training songs should be no smaller than that of held-out ones.
 
 # %%
-pd.DataFrame({"obedience: " + k: v for k, v in quality["obedience"].items()}).round(2)
-
-# %%
-pd.Series(quality["copying"], name="median distance to the nearest training window").round(2)
+judged = {**quality["generators"], "held-out real": quality["held_out"]}
+table = pd.DataFrame({name: record["obedience"] for name, record in judged.items()}).T
+table.columns = [f"obedience, {name} (r)" for name in table]
+table["copying (distance to the nearest training window)"] = [
+    record["copying"] for record in judged.values()
+]
+table.astype(float).round(2)
 
 # %% [markdown]
 # Generated windows below the training windows that are nearest to them, as the statistics see it.
 
 # %%
-figure = plot_side_by_side(
-    compared.nearest,
-    compared.generated,
-    config.audio,
-    titles=("nearest in training", "generated"),
-)
+best = quality["best"]
+pictures = {"nearest in training": compared.nearest, best: compared.generated[best]}
+figure = plot_side_by_side(pictures, config.audio)
+scores = {name: f"{record['score']:.0f}" for name, record in quality["generators"].items()}
 run.headline(
     "06_gan_quality",
-    f"score {quality['score']:.0f} of 100 ({quality['tier']}; noise 1, real training songs 100)",
+    f"score {quality['score']:.0f} of 100 ({quality['tier']}; noise 1, real training songs 100); "
+    + ", ".join(f"{name} {score}" for name, score in scores.items()),
     parts_figure,
 )

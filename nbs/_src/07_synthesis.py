@@ -6,9 +6,9 @@
 #
 # > Songs that nobody played, each with the valence and arousal that were asked for.
 #
-# In comes the trained generator; out come windows and a table of their labels. They are drawn
-# where real songs lie on the valence-arousal plane, because a generator knows nothing of
-# corners that it never saw, and a predictor trained there learns the generator's guesses.
+# In comes the better of the trained generators; out come windows and a table of their labels.
+# They are drawn where real songs lie on the valence-arousal plane, because a generator knows
+# nothing of corners that it never saw, and a predictor trained there learns its guesses.
 #
 # Shapes: K synthetic songs, M mel bands, T frames, B batch.
 
@@ -38,6 +38,7 @@ from musemo.core import (
     seed_for,
     subplots,
 )
+from musemo.flow import build_flow
 from musemo.gan import build_gan
 
 # %%
@@ -176,20 +177,32 @@ test_fail(lambda: generate(Painter(), [[0, 1.5]], seed=3), contains="arousal 1.5
 
 # %%
 #| export
-def load_generator(run: Run, config: Config) -> nn.Module:
-    "Load the run's generator; raises MusemoError where the checkpoint is of another configuration."
-    weights = run.load("gan.safetensors")
+def pick_generator(run: Run, config: Config) -> str:
+    "Name the generator asked for; best: the one with the highest score in section 6."
+    name, names = config.synthesis.generator, config.generators
+    if name != "best":
+        return name
+    return run.load("gan_quality.json")["best"] if len(names) > 1 else names[0]
+
+
+def load_generator(
+    run: Run,
+    config: Config,
+    name: str,  # gan or flow
+) -> nn.Module:
+    "Load a generator; raises MusemoError where the checkpoint is of another configuration."
+    weights = run.load(f"{name}.safetensors")
     weights = {k.removeprefix("generator."): v for k, v in weights.items() if k[:3] == "gen"}
-    generator, _ = build_gan(config)
+    generator = build_flow(config) if name == "flow" else build_gan(config)[0]
     wanted = generator.state_dict()
     missing = sorted(wanted.keys() ^ weights.keys())
     wrong = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
     if missing or wrong:
-        name = (wrong or missing)[0]
-        found, needed = (tuple(w[name].shape) if name in w else None for w in (weights, wanted))
+        key = (wrong or missing)[0]
+        found, needed = (tuple(w[key].shape) if key in w else None for w in (weights, wanted))
         raise MusemoError(
-            f"gan.safetensors is of another configuration: {name} is {found}, this one needs "
-            f"{needed}; train again (--from 5), or set gan.* and audio.n_mels back"
+            f"{name}.safetensors is of another configuration: {key} is {found}, this one needs "
+            f"{needed}; train again (--from 5), or set {name}.* and audio.n_mels back"
         )
     generator.load_state_dict(weights)
     return generator
@@ -206,9 +219,11 @@ with tempfile.TemporaryDirectory() as folder:
         {f"generator.{k}": v.contiguous() for k, v in weights.items()},
         Path(folder) / "gan.safetensors",
     )
-    trained = load_generator(Run(Path(folder)), config)
+    trained = load_generator(Run(Path(folder)), config, "gan")
     test_eq(generate(trained, [[0.8, 0.7]], seed=0).shape, (1, 32, config.gan.frames))
-    test_fail(lambda: load_generator(Run(Path(folder)), other), contains="another configuration")
+    test_fail(lambda: load_generator(Run(Path(folder)), other, "gan"), contains="another config")
+    test_eq(pick_generator(Run(Path(folder)), make_config("full")), "gan")
+    test_fail(lambda: pick_generator(Run(Path(folder)), config), contains="gan_quality.json")
 
 
 # %% [markdown]
@@ -315,7 +330,8 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     )
     options = {"batch_size": config.gan.batch_size, "device": device}
     options["precision"] = pick_precision(device, config.precision)
-    generator, tables = load_generator(run, config), []
+    chosen = pick_generator(run, config)
+    generator, tables = load_generator(run, config, chosen), []
     shape = (count + len(EMOTIONS), config.audio.n_mels, config.gan.frames)
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
@@ -328,7 +344,7 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
             tables.append(synthetic_table(conditions, seed, names))
         run.save("synthetic.npy", windows)
         del windows, rows
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True).assign(generator=chosen)
     run.save("synthetic.csv", table)
     return table
 
@@ -365,9 +381,10 @@ conditions_figure = plot_conditions(training_labels, synthetic)
 # One noise, nine emotions. If all panels look alike, the generator does not hear its condition.
 
 # %%
-plane_figure = plot_plane(load_generator(run, config), config)
+chosen = pick_generator(run, config)
+plane_figure = plot_plane(load_generator(run, config, chosen), config)
 run.headline(
     "07_synthesis",
-    f"{len(synthetic) - len(EMOTIONS)} synthetic songs, {len(EMOTIONS)} named emotions",
+    f"{len(synthetic) - len(EMOTIONS)} synthetic songs, {len(EMOTIONS)} named emotions ({chosen})",
     plane_figure,
 )
