@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #dec52471
+# %% ../nbs/02_config.ipynb #0d782f33
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -29,7 +29,8 @@ PRESETS = {
         "gan.channels": 128,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
-        "flow.steps": 350,
+        "flow.steps": 700,
+        "flow.batch_size": 4,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
