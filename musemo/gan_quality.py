@@ -169,7 +169,7 @@ _quality_units = {
     "families": "in the name of each row",
 }
 
-# %% ../nbs/06_gan_quality.ipynb #379b4a47
+# %% ../nbs/06_gan_quality.ipynb #f32e7deb
 def score_record(judge: Judge, windows: np.ndarray, config: Config) -> dict:
     "Score windows: score, tier, interval, and every component with its floor and ceiling."
     measured, tiers = judge.measure(windows), config.quality
@@ -180,11 +180,7 @@ def score_record(judge: Judge, windows: np.ndarray, config: Config) -> dict:
     table["weight"] = pd.Series({name: weight for name, (_, weight) in SCORE_PARTS.items()})
     return {
         "score": score,
-        "tier": "excellent"
-        if score >= tiers.excellent
-        else "good"
-        if score >= tiers.good
-        else "poor",
+        "tier": ["poor", "good", "excellent"][(score >= tiers.good) + (score >= tiers.excellent)],
         "interval": score_interval(judge, windows, draws=tiers.bootstrap, seed=config.seed),
         "components": table.to_dict("index"),
     }

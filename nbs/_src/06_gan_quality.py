@@ -367,8 +367,8 @@ pd.DataFrame({"music": measure(music, described(fresh)), "noise": measure(noise,
 # ## The specification's families
 #
 # Moments, smoothness, frequency profile and range of each set, in decibels, and the plain Frechet
-# distance on spectrograms. Noise passes moments and profile by construction, so these two are
-# told and not weighed.
+# distance on spectrograms. Noise passes moments and profile by construction, and a blur passes
+# the range: these are told, and weigh nothing in the score.
 
 
 # %%
@@ -867,11 +867,7 @@ def score_record(judge: Judge, windows: np.ndarray, config: Config) -> dict:
     table["weight"] = pd.Series({name: weight for name, (_, weight) in SCORE_PARTS.items()})
     return {
         "score": score,
-        "tier": "excellent"
-        if score >= tiers.excellent
-        else "good"
-        if score >= tiers.good
-        else "poor",
+        "tier": ["poor", "good", "excellent"][(score >= tiers.good) + (score >= tiers.excellent)],
         "interval": score_interval(judge, windows, draws=tiers.bootstrap, seed=config.seed),
         "components": table.to_dict("index"),
     }
@@ -1045,10 +1041,11 @@ table.astype(float).round(2)
 best = quality["best"]
 pictures = {"nearest in training": compared.nearest, best: compared.generated[best]}
 figure = plot_side_by_side(pictures, config.audio)
-scores = {name: f"{record['score']:.0f}" for name, record in quality["generators"].items()}
+components = quality["generators"][best]["components"]
+noise = {k: place_part(k, c["floor"], c["floor"], c["ceiling"]) for k, c in components.items()}
+told = [f"{name} {record['score']:.0f}" for name, record in quality["generators"].items()]
 run.headline(
     "06_gan_quality",
-    f"score {quality['score']:.0f} of 100 ({quality['tier']}; noise 1, real training songs 100); "
-    + ", ".join(f"{name} {score}" for name, score in scores.items()),
+    f"{', '.join(told)} of 100 points (noise {join_parts(noise):.0f}, real training songs 100)",
     parts_figure,
 )
