@@ -168,6 +168,7 @@ def execute(run: Run, section: Section, bar: tqdm) -> float:
             stderr_file=_Forward(bar),
             cwd=run.folder,
             extra_arguments=["--log-level=ERROR"],
+            shutdown_kernel="immediate",  # all is on the disk by then; a polite end takes seconds
         )
     except PapermillExecutionError as error:
         if error.ename in ("MusemoError", "WeightsError"):
