@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
-    "config": set(),
+    "settings": set(),
+    "config": {"settings"},
     "presets": {"config"},
     "annotations": {"core"},
     "data": {"core", "config", "annotations"},
@@ -37,6 +38,7 @@ MAY_IMPORT = {
 }
 BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "report", "demo"}
 SECOND = {
+    "settings",
     "presets",
     "annotations",
     "flow",

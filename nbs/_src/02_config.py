@@ -10,11 +10,28 @@
 # anything is decoded or trained, with the field, the value and the rule.
 
 # %%
-#| export
+#| export settings
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# %%
+#| export
+from typing import Literal
+
+from pydantic import model_validator
+
+from musemo.settings import (
+    ORIGINAL,
+    SPEC,
+    AudioConfig,
+    DataConfig,
+    Fraction,
+    Section,
+    Width,
+    setting,
+)
 
 # %%
 #| export presets
@@ -27,6 +44,7 @@ from musemo.config import Config
 
 # %%
 #| hide
+import numpy as np
 from fastcore.test import test_close, test_eq, test_fail
 from IPython.display import display
 
@@ -41,7 +59,7 @@ from musemo.core import COLORS, subplots
 
 
 # %%
-#| export
+#| export settings
 def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     "Declare a field of the configuration with its unit, meaning, source and bounds."
     return Field(
@@ -70,7 +88,7 @@ SPEC, ORIGINAL = "specification", "original notebook"
 
 
 # %%
-#| export
+#| export settings
 class AudioConfig(Section):
     "How sound becomes a log-mel spectrogram."
 
@@ -135,7 +153,7 @@ test_eq(AudioConfig().to_unit(np.array([-200.0, 90.0])), [-1, 1])
 
 
 # %%
-#| export
+#| export settings
 class DataConfig(Section):
     "Which songs, which labels, which split."
 
