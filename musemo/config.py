@@ -66,11 +66,11 @@ class GanConfig(Section):
             raise ValueError("channels must be a multiple of 16")
         return self
 
-# %% ../nbs/02_config.ipynb #479588f7
+# %% ../nbs/02_config.ipynb #94ca569c
 class FlowConfig(Section):
     "The rectified flow: size, training and drawing."
 
-    steps: int = setting(0, "steps", "of training; 0: no flow is trained", ge=0)
+    steps: int = setting(4000, "steps", "of training", ge=1)
     channels: tuple[Width, Width, Width] = setting(
         (64, 96, 128), "channels", "of the three sizes, fine to coarse"
     )
@@ -175,7 +175,7 @@ class TrainingConfig(Section):
             raise ValueError("valence_weight + arousal_weight must be 1")
         return self
 
-# %% ../nbs/02_config.ipynb #2d5ae2c2
+# %% ../nbs/02_config.ipynb #ec381337
 class Config(Section):
     "Everything that a run depends on."
 
@@ -187,6 +187,10 @@ class Config(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "-", "of forward passes; auto: half on a GPU", SPEC
     )
+    generators: tuple[Literal["gan", "flow"], ...] = setting(
+        ("gan",), "-", "trained and judged side by side", min_length=1
+    )
+    checkpoint: float = setting(60, "s", "between states kept of a training; 0: none", ge=0)
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()
@@ -206,16 +210,10 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
-        window = self.dataset.window_frames or self.audio.frames
-        if self.synthesis.songs and window != self.gan.frames:
-            raise ValueError(f"gan.frames must equal the window that the ViT sees, {window} frames")
         if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
             raise ValueError("dataset.image_size must be a multiple of vit.patch")
         if self.synthesis.generator not in ("best", *self.generators):
-            raise ValueError("synthesis.generator = flow needs flow.steps above 0")
+            raise ValueError(f"synthesis.generator must be best or one of {self.generators}")
+        if len(set(self.generators)) < len(self.generators):
+            raise ValueError("generators must differ")
         return self
-
-    @property
-    def generators(self) -> tuple[str, ...]:
-        "Name the generators that a run trains and judges."
-        return ("gan", "flow") if self.flow.steps else ("gan",)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['condition_mlp', 'SelfAttention', 'Doubling', 'UpSampling', 'Generator', 'Discriminator', 'build_gan', 'network_sizes',
-           'draw_windows', 'kept_numbers', 'training_memory']
+           'kept_numbers', 'training_memory']
 
-# %% ../nbs/04_gan.ipynb #3f3fe0ce
+# %% ../nbs/04_gan.ipynb #1dc1efc7
 import math
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .config import Config
+from .pieces import blend_windows, window_starts
 
 # %% ../nbs/04_gan.ipynb #c77a0220
 def condition_mlp(
@@ -90,7 +91,7 @@ class UpSampling(nn.Module):
         contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
         return F.leaky_relu(self.norm(self.conv(x)) * (1 + contrast) + level, 0.2)
 
-# %% ../nbs/04_gan.ipynb #74fd019f
+# %% ../nbs/04_gan.ipynb #ff881a1a
 class Generator(nn.Module):
     "Draw log-mel windows for wanted emotions."
 
@@ -109,18 +110,25 @@ class Generator(nn.Module):
         self.last = nn.Conv2d(sizes[-1], 1, kernel_size=3, padding=1)
         self.level = nn.Parameter(torch.zeros(bands, 1))
 
+    def noise_size(self, frames: int) -> int:
+        "Say how many numbers of noise a piece of some frames grows from."
+        return self.latent * len(window_starts(-(-frames // 16), self.seed_shape[2]))
+
     def forward(
         self,
-        noise: torch.Tensor,  # (B, latent), standard normal
+        noise: torch.Tensor,  # (B, noise_size(T)), standard normal
         labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
+        frames: int | None = None,  # T; None: those of a training window
     ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
-        "Draw one window for each row."
-        condition = self.condition(labels)
-        x = self.seed(torch.cat([noise, condition], dim=1)).unflatten(1, self.seed_shape)
+        "Draw one window, or one longer piece, for each row."
+        condition, frames = self.condition(labels), frames or self.frames
+        noise = noise.unflatten(1, (-1, self.latent))  # (B, K, latent)
+        both = torch.cat([noise, condition[:, None].expand(-1, noise.shape[1], -1)], dim=2)
+        x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), -(-frames // 16))
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
             x = layer(x, condition)
-        return torch.tanh(self.last(x) + self.level)[..., : self.frames]
+        return torch.tanh(self.last(x) + self.level)[..., :frames]
 
 # %% ../nbs/04_gan.ipynb #776346ea
 class Discriminator(nn.Module):
@@ -167,25 +175,6 @@ def build_gan(config: Config) -> tuple[Generator, Discriminator]:
 def network_sizes(**networks: nn.Module) -> dict[str, int]:
     "Count the trainable parameters of each named network."
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
-
-# %% ../nbs/04_gan.ipynb #65c7d9cc
-@torch.no_grad()
-def draw_windows(
-    generator: Generator,
-    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
-    *,
-    rng: torch.Generator,  # on the CPU
-    batch_size: int = 16,
-) -> np.ndarray:  # (N, M, T) float16 in [-1, 1]
-    "Draw one window for each label."
-    device = next(generator.parameters()).device
-    wanted = torch.as_tensor(np.array(labels), dtype=torch.float32)
-    noise = torch.randn(len(wanted), generator.latent, generator=rng)
-    parts = [
-        generator(a.to(device), b.to(device))[:, 0].cpu().numpy()
-        for a, b in zip(noise.split(batch_size), wanted.split(batch_size), strict=True)
-    ]
-    return np.concatenate(parts).astype(np.float16)
 
 # %% ../nbs/04_gan.ipynb #14569e61
 def kept_numbers(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #0d782f33
+# %% ../nbs/02_config.ipynb #51772f7a
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -29,6 +29,7 @@ PRESETS = {
         "gan.channels": 128,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
+        "generators": ["gan", "flow"],
         "flow.steps": 700,
         "flow.batch_size": 4,
         "synthesis.songs": 100,
@@ -51,6 +52,7 @@ PRESETS = {
         "gan.channels": 32,
         "gan.epochs": 2,
         "gan.samples": 16,
+        "generators": ["gan", "flow"],
         "flow.steps": 6,
         "flow.channels": [16, 24, 32],
         "flow.draw_steps": 4,

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from musemo.core import MusemoError, Run
-from musemo.flow import build_flow, draw_flow, flow_times
-from musemo.flow_training import fit_flow, flow_rate, train_flow
+from musemo.flow import Flow, draw_flow, flow_times
+from musemo.flow_training import FlowLearner, fit_flow, flow_rate
 from musemo.gan_quality import judge_generators
 from musemo.gan_training import fit_gan
+from musemo.generator_training import Songs, train
 from musemo.presets import make_config
 from musemo.synthesis import load_generator, pick_generator, synthesize
-from tests.test_gan import music, write_run
+from tests.test_gan import artifacts, music, write_run
 
 SMALL = {
     "flow.channels": [8, 16, 16],
@@ -33,15 +34,16 @@ def small(**values):
 def trained(config, log_mel=None):
     "Train on made-up songs, loud where arousal is high."
     songs, frames, labels = music()
+    songs = Songs(songs if log_mel is None else log_mel, frames, labels)
     torch.manual_seed(0)
-    songs = songs if log_mel is None else log_mel
-    return train_flow(songs, frames, labels, config, CPU, np.random.default_rng(0))
+    learner = FlowLearner(config, songs, CPU)
+    return train(learner, songs, "flow", seed=0), learner.networks()["generator"]
 
 
 def awake(config):
     "Build a flow whose layers that start at zero do not."
     torch.manual_seed(0)
-    net = build_flow(config).eval()
+    net = Flow(config).eval()
     for weight in net.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)
@@ -53,7 +55,7 @@ def awake(config):
 def test_any_width_and_number_of_bands(frames, bands):
     widths = {"gan.frames": frames, "dataset.window_frames": frames}
     net = awake(small(**widths, **{"audio.n_mels": bands}))
-    drawn = net(torch.randn(2, net.latent), torch.zeros(2, 2))
+    drawn = net(torch.randn(2, net.noise_size(frames)), torch.zeros(2, 2))
     assert drawn.shape == (2, 1, bands, frames) and drawn.abs().max() <= 1
     longer = draw_flow(net, torch.randn(1, 1, bands, 150), torch.zeros(1, 2), guidance=2.0)
     assert longer.shape == (1, 1, bands, 150) and longer.isfinite().all()
@@ -91,8 +93,9 @@ def test_without_an_emotion_labels_say_nothing():
 def test_training_lowers_the_loss_and_repeats():
     config = small(**{"flow.steps": 30, "flow.channels": [32, 32, 32]})
     steady = music()[0].mean(axis=(1, 2), keepdims=True).repeat(128, 1).repeat(80, 2)
-    history, net = trained(config, steady)
-    assert np.mean(history["loss"][-10:]) < 0.5 * np.mean(history["loss"][:10])
+    rows, net = trained(config, steady)
+    losses = [row["loss"] for row in rows]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     again = trained(config, steady)[1].state_dict()
     assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
     assert net.deviation > 0 and net.band_means.abs().max() < 1
@@ -115,7 +118,7 @@ def test_the_flow_sees_training_songs_only(tmp_path):
     runs = [write_run(tmp_path / str(i), value) for i, value in enumerate((-1.0, 0.75))]
     for run in runs:
         fit_flow(run, small())
-    first, second = ({p.name: p.read_bytes() for p in run.folder.glob("flow*")} for run in runs)
+    first, second = (artifacts(run, "flow") for run in runs)
     assert set(first) == {
         "flow.safetensors",
         "flow_history.json",
@@ -159,4 +162,4 @@ def test_both_are_judged_alike_and_the_better_one_draws(tmp_path):
         assert set(synthesize(run, config)["generator"]) == {best}
     asked = small(**{"synthesis.generator": "gan"})
     assert pick_generator(run, asked) == "gan"
-    assert pick_generator(Run(tmp_path / "none"), small(**{"flow.steps": 0})) == "gan"
+    assert pick_generator(Run(tmp_path / "none"), small(generators=["gan"])) == "gan"

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 
-from musemo import gan_training
 from musemo.config import GanConfig
-from musemo.core import MusemoError, Run
-from musemo.gan import build_gan, draw_windows, training_memory
+from musemo.core import MusemoError, Run, seed_for
+from musemo.drawing import generate
+from musemo.gan import build_gan, training_memory
 from musemo.gan_training import (
-    Arena,
+    GanLearner,
     discriminator_step,
     fit_gan,
     generator_step,
     next_steps,
-    train_gan,
 )
+from musemo.generator_training import Songs, train
 from musemo.presets import make_config
 
 TINY = {
@@ -64,8 +64,15 @@ def write_run(folder: Path, held_out: float) -> Run:
     return run
 
 
-def artifacts(run: Run) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(run.folder.glob("gan*"))}
+def artifacts(run: Run, name: str = "gan") -> dict[str, bytes]:
+    "Read all that training left, but for the one file that says how long it took."
+    paths = sorted(run.folder.glob(f"{name}*"))
+    return {path.name: path.read_bytes() for path in paths if "times" not in path.name}
+
+
+def learner_of(config, songs=None):
+    torch.manual_seed(0)
+    return GanLearner(config, songs or Songs(*music()), CPU)
 
 
 @pytest.mark.parametrize("frames", [16, 64, 101, 1292])
@@ -130,40 +137,47 @@ def test_specified_numbers_are_the_defaults():
 
 
 def test_no_gradient_crosses_sides():
-    arena = Arena(tiny(), CPU, np.random.default_rng(0))
-    real, labels = torch.randn(4, 1, 128, 64).tanh(), torch.zeros(4, 2)
-    generator_step(arena, labels)
-    assert all(p.grad is None for p in arena.discriminator.network.parameters())
-    assert all(p.requires_grad for p in arena.discriminator.network.parameters())
-    arena.generator.optimizer.zero_grad()
-    discriminator_step(arena, real, labels)
-    assert all(p.grad is None for p in arena.generator.network.parameters())
+    learner = learner_of(tiny())
+    real, labels, options = torch.randn(4, 1, 128, 64).tanh(), torch.zeros(4, 2), {"rate": 1e-3}
+    generator_step(learner, labels, step=0, **options)
+    assert all(p.grad is None for p in learner.discriminator.network.parameters())
+    assert all(p.requires_grad for p in learner.discriminator.network.parameters())
+    learner.generator.adam.zero_grad()
+    discriminator_step(learner, real, labels, step=0, **options)
+    assert all(p.grad is None for p in learner.generator.network.parameters())
 
 
 def test_clipping_bites_after_measuring():
-    arena = Arena(tiny(), CPU, np.random.default_rng(0))
-    labels = torch.zeros(4, 2)
-    generator_step(arena, labels)
-    norms = [p.grad.norm() for p in arena.generator.network.parameters() if p.grad is not None]
+    learner = learner_of(tiny())
+    generator_step(learner, torch.zeros(4, 2), rate=1e-3, step=0)
+    network = learner.generator.network
+    norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
     assert torch.stack(norms).norm() <= 1.0 + 1e-4
+
+
+def test_the_rule_decides_the_turns():
+    learner, (real, labels) = learner_of(tiny()), Songs(*music()).batch(4, 0, width=64, seed=0)
+    row = learner.learn(real, labels, [])
+    assert row["discriminator_steps"] == 1
+    weak = row | {"accuracy_real": 0.5, "accuracy_fake": 0.5}
+    assert learner.learn(real, labels, [weak])["discriminator_steps"] == 2
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 2), (2, 2), (3, 16), (5, 4)])
 def test_few_songs(count, batch):
     log_mel, frames, labels = music(count, frames=20)
-    config = tiny(**{"gan.batch_size": batch})
-    history, generator, _ = train_gan(
-        log_mel, frames, labels, config, CPU, np.random.default_rng(0)
-    )
-    assert len(history["epochs"]["loss_ratio"]) == 1
-    assert np.isfinite(history["rounds"]["generator_loss"]).all()
+    songs = Songs(log_mel, frames, labels)
+    learner = learner_of(tiny(**{"gan.batch_size": batch}), songs)
+    rows = train(learner, songs, "gan", seed=0)
+    assert len(rows) == -(-count // batch)
+    assert np.isfinite([row["generator_loss"] for row in rows]).all()
 
 
 def test_a_bad_number_stops_training():
     log_mel, frames, labels = music()
     log_mel[:, 5] = np.nan
     with pytest.raises(MusemoError, match=r"stopped at step 1: .*= nan.*gan.learning_rate"):
-        train_gan(log_mel, frames, labels, tiny(), CPU, np.random.default_rng(0))
+        train(learner_of(tiny()), Songs(log_mel, frames, labels), "gan", seed=0)
 
 
 def test_only_training_songs_count_and_runs_repeat(tmp_path):
@@ -190,22 +204,12 @@ def test_saved_weights_draw_the_saved_samples(tmp_path):
     for name, network in pair.items():
         own = {k.removeprefix(f"{name}."): v for k, v in saved.items() if k.startswith(f"{name}.")}
         network.load_state_dict(own)
-    rng = gan_training.torch_rng_for(config.seed, "gan_samples")
-    again = draw_windows(pair["generator"], asked.to_numpy(), rng=rng, batch_size=4)
+    seeds = [seed_for(config.seed, "sample", row) for row in range(8)]
+    again = generate(pair["generator"], asked.to_numpy(), seeds=seeds, frames=64)
     np.testing.assert_allclose(again, windows, atol=2e-3)
     assert windows.shape == (8, 128, 64)
     assert windows.dtype == np.float16
     assert asked.abs().to_numpy().max() <= 1
-
-
-def test_samples_do_not_depend_on_the_batch():
-    generator = build_gan(tiny())[0]
-    labels = np.random.default_rng(0).uniform(-1, 1, (7, 2))
-    one, all_at_once = (
-        draw_windows(generator, labels, rng=torch.Generator().manual_seed(0), batch_size=size)
-        for size in (1, 7)
-    )
-    np.testing.assert_allclose(one, all_at_once, atol=2e-3)
 
 
 def test_memory_grows_with_the_batch():
@@ -216,8 +220,8 @@ def test_memory_grows_with_the_batch():
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
 def test_every_precision_trains(precision):
-    log_mel, frames, labels = music(4)
-    config = tiny(precision=precision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    history, *_ = train_gan(log_mel, frames, labels, config, device, np.random.default_rng(0))
-    assert np.isfinite(history["rounds"]["generator_loss"]).all()
+    songs = Songs(*music(4))
+    learner = GanLearner(tiny(precision=precision), songs, device)
+    rows = train(learner, songs, "gan", seed=0)
+    assert np.isfinite([row["generator_loss"] for row in rows]).all()

@@ -230,7 +230,7 @@ class GanConfig(Section):
 
 # %% [markdown]
 # The flow shares the window's width and the number of samples with the GAN. Its numbers come
-# from prototypes on small data; `steps` bounds its training, and 0 means that a run has none.
+# from prototypes on small data.
 
 
 # %%
@@ -238,7 +238,7 @@ class GanConfig(Section):
 class FlowConfig(Section):
     "The rectified flow: size, training and drawing."
 
-    steps: int = setting(0, "steps", "of training; 0: no flow is trained", ge=0)
+    steps: int = setting(4000, "steps", "of training", ge=1)
     channels: tuple[Width, Width, Width] = setting(
         (64, 96, 128), "channels", "of the three sizes, fine to coarse"
     )
@@ -382,6 +382,10 @@ class Config(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "-", "of forward passes; auto: half on a GPU", SPEC
     )
+    generators: tuple[Literal["gan", "flow"], ...] = setting(
+        ("gan",), "-", "trained and judged side by side", min_length=1
+    )
+    checkpoint: float = setting(60, "s", "between states kept of a training; 0: none", ge=0)
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()
@@ -401,19 +405,13 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
-        window = self.dataset.window_frames or self.audio.frames
-        if self.synthesis.songs and window != self.gan.frames:
-            raise ValueError(f"gan.frames must equal the window that the ViT sees, {window} frames")
         if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
             raise ValueError("dataset.image_size must be a multiple of vit.patch")
         if self.synthesis.generator not in ("best", *self.generators):
-            raise ValueError("synthesis.generator = flow needs flow.steps above 0")
+            raise ValueError(f"synthesis.generator must be best or one of {self.generators}")
+        if len(set(self.generators)) < len(self.generators):
+            raise ValueError("generators must differ")
         return self
-
-    @property
-    def generators(self) -> tuple[str, ...]:
-        "Name the generators that a run trains and judges."
-        return ("gan", "flow") if self.flow.steps else ("gan",)
 
 
 # %% [markdown]
@@ -443,6 +441,7 @@ PRESETS = {
         "gan.channels": 128,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
+        "generators": ["gan", "flow"],
         "flow.steps": 700,
         "flow.batch_size": 4,
         "synthesis.songs": 100,
@@ -465,6 +464,7 @@ PRESETS = {
         "gan.channels": 32,
         "gan.epochs": 2,
         "gan.samples": 16,
+        "generators": ["gan", "flow"],
         "flow.steps": 6,
         "flow.channels": [16, 24, 32],
         "flow.draw_steps": 4,
@@ -547,7 +547,7 @@ test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
 test_eq((full.generators, make_config("demo").generators), (("gan",), ("gan", "flow")))
-test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="flow.steps")
+test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="best or one of")
 
 
 # %% [markdown]

@@ -23,6 +23,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from musemo.config import Config
+from musemo.pieces import blend_windows, window_starts
+
+# %%
+#| export pieces
+import torch
 
 # %%
 #| export flow
@@ -34,10 +39,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from musemo.config import Config, FlowConfig
+from musemo.pieces import blend_windows, window_starts
+
+# %%
+#| export drawing
+import numpy as np
+import torch
+from torch import nn
+
+from musemo.config import Config
+from musemo.core import MusemoError, autocast, progress
+from musemo.flow import Flow
+from musemo.gan import Generator
 
 # %%
 #| hide
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close, test_eq, test_fail
 
 from musemo.config import FlowConfig
 from musemo.presets import make_config
@@ -201,11 +218,60 @@ test_eq(layer(torch.randn(2, 16, 4, 5), condition).shape, (2, 8, 8, 10))
 
 
 # %% [markdown]
+# ## Longer pieces
+#
+# A generator learns windows of one width, and may be asked for more. Then windows that overlap
+# by half are drawn together and blended on the way, not at the end: where two of them meet,
+# later layers or later steps see one picture, and no seam is left to hear.
+
+
+# %%
+#| export pieces
+def window_starts(
+    length: int,  # of the piece
+    width: int,  # of a window
+) -> list[int]:
+    "Place windows evenly over a piece, each overlapping the next by half or a little more."
+    more = -(-2 * max(length - width, 0) // width)  # windows beside the first
+    return [round(i * (length - width) / more) for i in range(more + 1)] if more else [0]
+
+
+def blend_windows(
+    windows: torch.Tensor,  # (B, K, C, m, t)
+    length: int,  # T of the piece, at least t where there is more than one window
+) -> torch.Tensor:  # (B, C, m, T)
+    "Lay windows over a piece, each fading in and out; a single one is left as it is."
+    width = windows.shape[4]
+    if windows.shape[1] == 1:
+        return windows[:, 0, ..., :length]
+    places = torch.arange(width, device=windows.device, dtype=windows.dtype)
+    fade = 1 - (2 * (places + 0.5) / width - 1).abs()
+    total = windows.new_zeros(*windows.shape[:1], *windows.shape[2:4], length)
+    weight = fade.new_zeros(length)
+    for window, start in zip(windows.unbind(1), window_starts(length, width), strict=True):
+        total[..., start : start + width] += fade * window
+        weight[start : start + width] += fade
+    return total / weight
+
+
+# %% [markdown]
+# Each frame lies in two windows, but for half a window at both ends. Windows cut out of one
+# piece blend back into it.
+
+# %%
+test_eq((window_starts(64, 64), window_starts(100, 64)), ([0], [0, 18, 36]))
+piece = torch.randn(2, 1, 4, 100)
+cuts = torch.stack([piece[..., start : start + 64] for start in window_starts(100, 64)], dim=1)
+test_close(blend_windows(cuts, 100), piece, eps=1e-5)
+
+
+# %% [markdown]
 # ## The generator
 #
 # Noise and condition become a seed map a sixteenth of the picture's size; four transposed
 # convolutions double it, a last convolution mixes the channels, tanh keeps the range. Widths
-# that are no multiple of 16 are drawn wider and cropped.
+# that are no multiple of 16 are drawn wider and cropped. A longer piece has several seed maps,
+# blended: from there on it is one picture.
 #
 # `level` is one number a band, added before tanh. Section 5 starts it at the mean spectrum of
 # the training songs, so that not a step is spent on finding that treble is quieter than bass.
@@ -231,18 +297,25 @@ class Generator(nn.Module):
         self.last = nn.Conv2d(sizes[-1], 1, kernel_size=3, padding=1)
         self.level = nn.Parameter(torch.zeros(bands, 1))
 
+    def noise_size(self, frames: int) -> int:
+        "Say how many numbers of noise a piece of some frames grows from."
+        return self.latent * len(window_starts(-(-frames // 16), self.seed_shape[2]))
+
     def forward(
         self,
-        noise: torch.Tensor,  # (B, latent), standard normal
+        noise: torch.Tensor,  # (B, noise_size(T)), standard normal
         labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
+        frames: int | None = None,  # T; None: those of a training window
     ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
-        "Draw one window for each row."
-        condition = self.condition(labels)
-        x = self.seed(torch.cat([noise, condition], dim=1)).unflatten(1, self.seed_shape)
+        "Draw one window, or one longer piece, for each row."
+        condition, frames = self.condition(labels), frames or self.frames
+        noise = noise.unflatten(1, (-1, self.latent))  # (B, K, latent)
+        both = torch.cat([noise, condition[:, None].expand(-1, noise.shape[1], -1)], dim=2)
+        x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), -(-frames // 16))
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
             x = layer(x, condition)
-        return torch.tanh(self.last(x) + self.level)[..., : self.frames]
+        return torch.tanh(self.last(x) + self.level)[..., :frames]
 
 
 # %% [markdown]
@@ -357,42 +430,6 @@ downs = sum(a * b * 16 + b for a, b in [(2, 2), (2, 4), (4, 8), (8, 16)])
 judging = (2 * D + D) + (D * 128 + 128) + downs + (16 * 8 + 1 + 1)
 pair = dict(zip(("generator", "discriminator"), build_gan(small), strict=True))
 test_eq(network_sizes(**pair), {"generator": drawing, "discriminator": judging})
-
-
-# %% [markdown]
-# ## Drawing on demand
-#
-# The one way to windows for the sections that follow. Noise comes from its own generator on
-# the CPU, one row a window, so neither the batch size nor the device changes what is drawn.
-
-
-# %%
-#| export
-@torch.no_grad()
-def draw_windows(
-    generator: Generator,
-    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
-    *,
-    rng: torch.Generator,  # on the CPU
-    batch_size: int = 16,
-) -> np.ndarray:  # (N, M, T) float16 in [-1, 1]
-    "Draw one window for each label."
-    device = next(generator.parameters()).device
-    wanted = torch.as_tensor(np.array(labels), dtype=torch.float32)
-    noise = torch.randn(len(wanted), generator.latent, generator=rng)
-    parts = [
-        generator(a.to(device), b.to(device))[:, 0].cpu().numpy()
-        for a, b in zip(noise.split(batch_size), wanted.split(batch_size), strict=True)
-    ]
-    return np.concatenate(parts).astype(np.float16)
-
-
-# %%
-wanted = np.zeros((5, 2))
-drawn = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1))
-test_eq((drawn.shape, drawn.dtype), ((5, 128, 64), np.float16))
-again = draw_windows(generator, wanted, rng=torch.Generator().manual_seed(1), batch_size=2)
-test_close(drawn, again, eps=2e-3)
 
 
 # %% [markdown]
@@ -558,7 +595,6 @@ class Flow(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.flow, self.shape = config.flow, (config.audio.n_mels, config.gan.frames)
-        self.latent = math.prod(self.shape)  # a number of noise for each cell
         sizes, width = self.flow.channels, 2 * self.flow.channels[-1]
         self.embed = nn.Sequential(nn.Linear(32 + 3, width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Conv2d(16 + 2, sizes[0], 3, padding=1)
@@ -569,9 +605,18 @@ class Flow(nn.Module):
         self.register_buffer("band_means", torch.zeros(config.audio.n_mels, 1))
         self.register_buffer("deviation", torch.ones(1))
 
-    def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        "Draw windows: (B, latent), (B, 2) -> (B, 1, M, T) in [-1, 1]."
-        start = noise.unflatten(1, (1, *self.shape))
+    def noise_size(self, frames: int) -> int:
+        "Say how many numbers of noise a piece of some frames grows from: one for each cell."
+        return self.shape[0] * frames
+
+    def forward(
+        self,
+        noise: torch.Tensor,  # (B, noise_size(T)), standard normal
+        labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
+        frames: int | None = None,  # T; None: those of a training window
+    ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
+        "Draw one window, or one longer piece, for each row."
+        start = noise.unflatten(1, (1, self.shape[0], frames or self.shape[1]))
         drawn = draw_flow(self, start, labels, guidance=self.flow.guidance)
         return (drawn * self.deviation + self.band_means).clamp(-1, 1)
 
@@ -600,6 +645,9 @@ class Flow(nn.Module):
 # How loud and how dense a window is gets decided near t = 0, so the steps crowd there. Guidance
 # (Ho 2022) walks past the guess for the emotion asked, away from the guess for any emotion:
 # what the emotion changes is drawn larger. Late steps draw detail and go without.
+#
+# Of a longer piece, overlapping windows are guessed apart and the guesses blended at each step
+# (Bar-Tal 2023): neighbours agree before there is anything to hear.
 
 
 # %%
@@ -610,6 +658,23 @@ def flow_times(flow: FlowConfig) -> list[float]:  # 0 .. 1, one more than there 
     return [s / (s + flow.crowding * (1 - s)) for s in even]
 
 
+def guess_piece(
+    net: Flow,
+    x: torch.Tensor,  # (B, 1, M, T) a place on the line, any T
+    t: float,  # 0: noise, 1: picture
+    labels: torch.Tensor,  # (B, 2) in [-1, 1]
+    asked: float,  # 1: the labels hold, 0: any emotion
+) -> torch.Tensor:  # (B, 1, M, T)
+    "Guess the end of the line in windows of the training's width, blended."
+    width = min(net.shape[1], x.shape[3])
+    starts = window_starts(x.shape[3], width)
+    windows = torch.cat([x[..., start : start + width] for start in starts])
+    labels = labels.repeat(len(starts), 1)
+    flags = labels.new_full((len(labels), 1), asked)
+    guesses = net.guess(windows, t * flags.new_ones(len(labels)), labels, flags)
+    return blend_windows(guesses.unflatten(0, (len(starts), -1)).transpose(0, 1), x.shape[3])
+
+
 def draw_flow(
     net: Flow,
     start: torch.Tensor,  # (B, 1, M, T) standard normal, any T
@@ -618,12 +683,11 @@ def draw_flow(
     guidance: float,  # 1: follow the condition, 0: ignore it, above 1: exaggerate it
 ) -> torch.Tensor:  # (B, 1, M, T) standardised
     "Walk from noise to pictures in Euler's steps."
-    x, asked, times = start, labels.new_ones(len(labels), 1), flow_times(net.flow)
-    for t, after in pairwise(times):
-        now, guided = t * labels.new_ones(len(labels)), t < net.flow.guidance_until
-        picture = net.guess(x, now, labels, asked)
-        if guided and guidance != 1:
-            free = net.guess(x, now, labels, 0 * asked)
+    x = start
+    for t, after in pairwise(flow_times(net.flow)):
+        picture = guess_piece(net, x, t, labels, 1.0)
+        if guidance != 1 and t < net.flow.guidance_until:
+            free = guess_piece(net, x, t, labels, 0.0)
             picture = free + guidance * (picture - free)
         x = x + (after - t) / (1 - t) * (picture - x)
     return x
@@ -642,15 +706,108 @@ def build_flow(config: Config) -> Flow:
 odd = {"flow.channels": [8, 16, 16], "gan.frames": 50, "dataset.window_frames": 50}
 small_flow = make_config("smoke", odd)
 net = build_flow(small_flow).eval()
-noise, labels = torch.randn(2, net.latent), torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
+noise = torch.randn(2, net.noise_size(50))
+labels = torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
 with torch.no_grad():
     drawn = net(noise, labels)
     test_eq(drawn.shape, (2, 1, 128, 50))
     assert drawn.abs().max() <= 1 and torch.equal(net(noise, labels), drawn)
-    test_eq(draw_flow(net, torch.randn(1, 1, 128, 37), labels[:1], guidance=3.0).shape[3], 37)
+    for frames in (37, 130):
+        piece = net(torch.randn(1, net.noise_size(frames)), labels[:1], frames)
+        test_eq(piece.shape, (1, 1, 128, frames))
 times = flow_times(FlowConfig())
 test_eq((times[0], times[-1]), (0, 1))
 assert times[1] < 0.03 and sorted(times) == times
+
+
+# %% [markdown]
+# ## Drawing on demand
+#
+# The one way to windows and longer pieces for the sections that follow. A generator is anything
+# that says how much noise a piece needs and makes one of it. Every row grows its noise from its
+# own seed: row 1234 can be made again alone, on any device. Batch size and count decide memory
+# and time, not the music (to the last bits of a float).
+
+
+# %%
+#| export drawing
+def check_conditions(
+    conditions: np.ndarray,  # (K, 2) valence and arousal
+) -> np.ndarray:  # float32
+    "Refuse conditions that are no emotions; raises MusemoError."
+    conditions = np.asarray(conditions, dtype=np.float32)
+    if conditions.ndim != 2 or conditions.shape[1] != 2:
+        raise MusemoError(f"conditions of shape {conditions.shape}: needed is (K, 2)")
+    bad = np.flatnonzero(~(np.abs(conditions) <= 1).all(1))  # NaN is bad, too
+    if len(bad):
+        valence, arousal = conditions[bad[0]]
+        raise MusemoError(
+            f"condition {bad[0]} is valence {valence:g}, arousal {arousal:g}: "
+            "both must be in [-1, 1]; map (x - 5) / 4 from the 1-9 scale"
+        )
+    return conditions
+
+
+def row_noise(
+    seeds: list[int],  # a row's own seed
+    size: int,  # numbers of noise
+) -> torch.Tensor:  # (B, size) standard normal
+    "Draw the noise of each row from its own seed, on the CPU whatever the device."
+    rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(rows)
+
+
+# %%
+#| export drawing
+@torch.inference_mode()
+def generate(
+    generator: nn.Module,  # noise_size(T); (B, noise_size), (B, 2), T -> (B, 1, M, T) in [-1, 1]
+    conditions: np.ndarray,  # (K, 2) valence and arousal, [-1, 1]
+    *,
+    seeds: list[int],  # K; rows of one seed grow from one noise
+    frames: int,  # T of each piece
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+    out: np.ndarray | None = None,  # (K, M, T) float16 to write into, e.g. on disk
+) -> np.ndarray:  # (K, M, T) float16 in [-1, 1]
+    "Generate a piece for each condition; raises MusemoError for conditions off the scale."
+    conditions, device = torch.from_numpy(check_conditions(conditions)), torch.device(device)
+    generator, size = generator.to(device).eval(), generator.noise_size(frames)
+    for start in progress(range(0, len(conditions), batch_size), desc="drawing"):
+        asked = conditions[start : start + batch_size]
+        noise = row_noise(seeds[start : start + batch_size], size)
+        with autocast(device, precision):
+            pieces = generator(noise.to(device), asked.to(device), frames)[:, 0].float()
+        pieces = pieces.cpu().numpy()
+        if not np.isfinite(pieces).all():
+            raise MusemoError(f"the generator drew NaN after row {start}: train it again")
+        if out is None:
+            out = np.empty((len(conditions), *pieces.shape[1:]), dtype=np.float16)
+        out[start : start + batch_size] = np.clip(pieces, -1, 1)
+    return out
+
+
+def build_generator(
+    config: Config,
+    name: str,  # gan or flow
+) -> nn.Module:
+    "Build one of the generators, untrained, from torch's global random state."
+    return {"gan": Generator, "flow": Flow}[name](config)
+
+
+# %%
+wanted = np.array([[0.8, 0.7], [-0.8, -0.6], [0, 0]])
+for name in ("gan", "flow"):
+    drawer = build_generator(small, name)
+    drawn = generate(drawer, wanted, seeds=[1, 2, 3], frames=64)
+    test_eq((drawn.shape, drawn.dtype), ((3, 128, 64), np.float16))
+    test_close(generate(drawer, wanted, seeds=[1, 2, 3], frames=64, batch_size=2), drawn, eps=2e-3)
+    test_eq(generate(drawer, wanted[:1], seeds=[1], frames=150).shape, (1, 128, 150))
+options = {"seeds": [1], "frames": 64}
+test_fail(lambda: generate(generator, [[0, 1.5]], **options), contains="arousal 1.5")
+test_fail(lambda: check_conditions([[0, 0], [4.2, 0]]), contains="condition 1 is valence 4.2")
+test_fail(lambda: check_conditions([[np.nan, 0]]), contains="must be in [-1, 1]")
 
 
 # %% [markdown]
@@ -731,7 +888,7 @@ megabytes = training_memory(config, generator, discriminator)
 songs, log_mel = load_part(run, "train")
 real, _ = cut_windows(log_mel[:1], songs["frames"].to_numpy()[:1], config.gan.frames)
 labels = songs[["valence", "arousal"]].to_numpy()[:1]
-drawn = draw_windows(generator, labels, rng=torch.Generator().manual_seed(config.seed))
+drawn = generate(generator, labels, seeds=[config.seed], frames=config.gan.frames)
 bands = librosa.mel_frequencies(
     config.audio.n_mels, fmin=config.audio.f_min, fmax=config.audio.f_max
 )

@@ -7,25 +7,40 @@
 # > Two networks take turns and a rule keeps them level, a flow learns alone; all is on record.
 #
 # In come the training songs' spectrograms and labels, nothing of the other parts; out come the
-# generators, their histories and some windows that section 6 judges. The GAN's rule and its
-# numbers are the specification's; what this scale needed on top is said where it stands.
+# generators, their histories and some windows that section 6 judges. One loop trains them all:
+# each kind of generator only says what a step is. The GAN's rule and its numbers are the
+# specification's; what this scale needed on top is said where it stands.
 #
 # Shapes: B batch, N songs, M mel bands, T frames.
 
 # %%
-#| export
+#| export movers
+import json
+import time
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from musemo.core import Run
+
+# %%
+#| export generator_training
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from musemo.config import Config, GanConfig
+from musemo.config import Config
 from musemo.core import (
     MusemoError,
     Run,
-    autocast,
     cut_windows,
     load_part,
     pick_device,
@@ -34,20 +49,406 @@ from musemo.core import (
     rng_for,
     seed_everything,
     seed_for,
-    torch_rng_for,
 )
-from musemo.gan import Discriminator, Generator, build_gan, draw_windows
+from musemo.drawing import generate
+from musemo.movers import Keeper, Mover
+
+# %%
+#| export
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from musemo.config import Config, GanConfig
+from musemo.core import Run, autocast
+from musemo.gan import build_gan
+from musemo.generator_training import Learner, Songs, fit_generator
 
 # %%
 #| hide
 import tempfile
-from copy import deepcopy
 from pathlib import Path
 
 from fastcore.test import test_close, test_eq, test_fail
 
 from musemo.presets import make_config
 from musemo.core import COLORS, plot_log_mel, subplots
+
+
+# %% [markdown]
+# ## The songs
+#
+# Songs are dealt in shuffled packs, each song once a pack, and of each a random window is cut.
+# What a step gets depends on its number alone, not on the steps before: a training that was cut
+# off goes on with the very windows that it would have seen.
+
+
+# %%
+#| export generator_training
+def deal_songs(
+    songs: int,  # N
+    size: int,  # B
+    step: int,
+    seed: int,
+) -> np.ndarray:  # (B,) song indices
+    "Deal the songs of one step out of shuffled packs."
+    places = np.arange(step * size, (step + 1) * size)
+    first, last = places[0] // songs, places[-1] // songs
+    packs = [rng_for(seed, "pack", i).permutation(songs) for i in range(first, last + 1)]
+    return np.concatenate(packs)[places - first * songs]
+
+
+@dataclass(frozen=True)
+class Songs:
+    "The training songs: all that a generator gets to see."
+
+    log_mel: np.ndarray  # (N, M, T) in [-1, 1]
+    frames: np.ndarray  # (N,) valid frames
+    labels: np.ndarray  # (N, 2) valence and arousal in [-1, 1]
+
+    def batch(self, size: int, step: int, *, width: int, seed: int) -> tuple:
+        "Cut a random window out of each song of a step: (B, 1, M, width), labels (B, 2)."
+        songs = deal_songs(len(self.labels), size, step, seed)
+        rng = rng_for(seed, "windows", step)
+        windows, _ = cut_windows(self.log_mel[songs], self.frames[songs], width, rng=rng)
+        labels = torch.as_tensor(self.labels[songs], dtype=torch.float32)
+        return torch.from_numpy(windows)[:, None], labels
+
+    def levels(self) -> tuple[torch.Tensor, torch.Tensor]:  # band means (M, 1), deviation (1,)
+        "Measure the mean of each band, and one deviation from these means for all bands."
+        pairs = zip(self.log_mel, self.frames, strict=True)
+        songs = [x[:, :n].astype(np.float32) for x, n in pairs]
+        means = np.mean([x.mean(axis=1) for x in songs], axis=0)[:, None]
+        spread = np.sqrt(np.mean([np.square(x - means).mean() for x in songs]))
+        return torch.from_numpy(means), torch.tensor([max(float(spread), 1e-3)])
+
+
+# %%
+dealt = np.concatenate([deal_songs(5, 4, step, seed=0) for step in range(5)])
+test_eq([sorted(dealt[i : i + 5]) for i in range(0, 20, 5)], [[0, 1, 2, 3, 4]] * 4)
+flat = np.zeros((2, 4, 9), dtype=np.float16)
+flat[0, :, :5], flat[1, :, :5], flat[:, :, 5:] = 0.5, -0.5, -1  # padding must not count
+means, deviation = Songs(flat, np.array([5, 5]), np.zeros((2, 2))).levels()
+test_close((means.abs().max().item(), deviation.item()), (0, 0.5))
+
+
+# %% [markdown]
+# ## What moves a network
+#
+# A network with its Adam, its clipping and, in float16, its loss scale. The scale is undone
+# before clipping: else the clip would bite on scaled gradients. The rate comes with each step,
+# since every schedule here is a function of the step's number.
+
+
+# %%
+#| export movers
+class Mover:
+    "A network and what moves it; `follow` takes a step along a loss."
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        betas: tuple[float, float],  # of Adam
+        clip: float,  # norm
+        scaled: bool,  # float16
+        decay: float = 0.0,  # of the weights
+    ):
+        self.network, self.clip = network, clip
+        self.adam = torch.optim.AdamW(network.parameters(), betas=betas, weight_decay=decay)
+        device = next(network.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=scaled)
+
+    def follow(self, loss: torch.Tensor, rate: float) -> float:  # norm before clipping
+        "Follow the gradient of a loss once."
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.adam)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.scaler.step(self.adam)
+        self.scaler.update()
+        return norm.item()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        "Name all that changes in training."
+        moments = self.adam.state_dict()["state"].items()
+        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        state |= {f"adam.{i}.{k}": v for i, part in moments for k, v in part.items()}
+        scale = self.scaler.state_dict()
+        return state | {f"scale.{k}": torch.tensor(float(v)) for k, v in scale.items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        "Take over what `state` named."
+        parts = {"network": {}, "adam": {}, "scale": {}}
+        for name, value in state.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        self.network.load_state_dict(parts["network"])
+        moments = {}
+        for name, value in parts["adam"].items():
+            place, _, key = name.partition(".")
+            moments.setdefault(int(place), {})[key] = value
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": moments, "param_groups": groups})
+        if parts["scale"]:
+            self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
+
+
+# %% [markdown]
+# A gradient of norm 100 arrives as one of norm 1.
+
+# %%
+line = nn.Linear(1, 1, bias=False)
+mover = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=False)
+test_close(mover.follow(100 * line.weight.sum(), 0.1), 100)
+test_close(line.weight.grad.abs().item(), 1, eps=1e-5)
+
+
+# %% [markdown]
+# ## Cut off, and on again
+#
+# A training of an hour must survive a full disk, a closed laptop, the end of a session. Every
+# minute or so its whole state goes to one file: weights, Adam's moments, the average and the
+# log. Nothing else is needed, since randomness and rates follow from the step's number. A state
+# that belongs to other songs or settings is not used, and a line says so.
+
+
+# %%
+#| export movers
+class Keeper:
+    "Keeps the state of a training in a file of the run."
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,  # of what is trained
+        movers: dict[str, Mover],
+        average: AveragedModel,
+        *,
+        identity: str,  # of songs and settings
+        every: float,  # seconds; 0: never
+    ):
+        self.run, self.movers, self.average = run, movers, average
+        self.identity, self.every = identity, every
+        self.file, self.kept = f"{name}_checkpoint.safetensors", time.monotonic()
+
+    def keep(self, rows: list[dict], *, now: bool = False) -> None:
+        "Write the state where the last one is old enough, or now."
+        if not now and (not self.every or time.monotonic() - self.kept < self.every):
+            return
+        about = json.dumps({"identity": self.identity, "rows": rows}).encode()
+        state = {"about": torch.frombuffer(bytearray(about), dtype=torch.uint8)}
+        state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for name, mover in self.movers.items():
+            state |= {f"{name}.{key}": value for key, value in mover.state().items()}
+        self.run.save(self.file, {k: v.detach().cpu().contiguous() for k, v in state.items()})
+        self.kept = time.monotonic()
+
+    def restore(self) -> list[dict]:  # what the steps before logged
+        "Go back to the state in the file, where there is one of this training."
+        if not self.run.has(self.file):
+            return []
+        state = self.run.load(self.file)
+        about = json.loads(state.pop("about").numpy().tobytes())
+        if about["identity"] != self.identity:
+            print(f"{self.file} is of other songs or settings: training starts anew")
+            return []
+        for name, mover in self.movers.items():
+            own = {k: v for k, v in state.items() if k.startswith(f"{name}.")}
+            mover.restore({k.removeprefix(f"{name}."): v for k, v in own.items()})
+        average = {k: v for k, v in state.items() if k.startswith("average.")}
+        self.average.load_state_dict({k.removeprefix("average."): v for k, v in average.items()})
+        return about["rows"]
+
+
+# %% [markdown]
+# ## The loop
+#
+# Batch, step, log. Randomness is seeded anew for each step. What comes back in the end is a
+# running average of the generator's weights: single steps swing from one fashion to the next,
+# and their average draws what they have in common.
+
+
+# %%
+#| export generator_training
+class Learner:
+    "A generator in training; each kind says in `learn` what a step is."
+
+    units: dict[str, str] = {}  # of what `learn` returns
+
+    def __init__(self, config: Config, device: torch.device, *, steps: int, batch_size: int):
+        self.config, self.device = config, device
+        self.steps, self.batch_size = steps, batch_size
+        self.precision = pick_precision(device, config.precision)
+        self.rng = torch.Generator(device)
+        self.movers: dict[str, Mover] = {}  # the first one is the generator's
+
+    def put(self, name: str, network: nn.Module, **options) -> Mover:
+        "Take a network into training, on the device."
+        # Channels last halves the time of a step on a CPU.
+        network = network.to(self.device, memory_format=torch.channels_last)
+        options["scaled"] = self.precision == torch.float16
+        self.movers[name] = Mover(network, **options)
+        return self.movers[name]
+
+    def average_from(self, kept: float) -> AveragedModel:
+        "Start the running average of the generator's weights."
+        network = self.movers["generator"].network
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(kept))
+        return self.average
+
+    def learn(self, real: torch.Tensor, labels: torch.Tensor, rows: list[dict]) -> dict:
+        "Make one step on windows (B, 1, M, T) and labels (B, 2), after those logged in `rows`."
+        raise NotImplementedError
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        "Draw normal noise."
+        return torch.randn(*shape, generator=self.rng, device=self.device)
+
+    def move(self, labels: torch.Tensor, spread: float) -> torch.Tensor:
+        "Move labels a little within [-1, 1]: (B, 2) -> (B, 2)."
+        return (labels + spread * self.normal(*labels.shape)).clamp(-1, 1)
+
+    def networks(self) -> dict[str, nn.Module]:
+        "Name what is kept in the end: the averaged generator, and whoever trained it."
+        return {name: mover.network for name, mover in self.movers.items()} | {
+            "generator": self.average.module
+        }
+
+
+# %%
+#| export generator_training
+def check_finite(name: str, step: int, row: dict[str, float]) -> None:
+    "Raise MusemoError with the step and the values where a loss is not a number."
+    losses = {key: value for key, value in row.items() if key.endswith("loss")}
+    if not np.isfinite(list(losses.values())).all():
+        values = ", ".join(f"{key} = {value}" for key, value in losses.items())
+        raise MusemoError(
+            f"{name} training stopped at step {step}: {values}; "
+            f"lower {name}.learning_rate, or set precision=float32"
+        )
+
+
+def train(
+    learner: Learner,
+    songs: Songs,
+    name: str,  # of the generator, for messages
+    *,
+    seed: int,
+    rows: list[dict] | None = None,  # of steps made before
+    keep: Callable[[list[dict]], None] = lambda rows: None,  # called after each step
+) -> list[dict]:  # what each step logged
+    "Train to the last step; raises MusemoError with the step where a loss is not finite."
+    rows, width = rows or [], learner.config.gan.frames
+    left = range(len(rows), learner.steps)
+    for step in progress(left, desc=f"{name}, {learner.steps} steps"):
+        learner.rng.manual_seed(seed_for(seed, "step", step))
+        real, labels = songs.batch(learner.batch_size, step, width=width, seed=seed)
+        rows.append(learner.learn(real.to(learner.device), labels.to(learner.device), rows))
+        check_finite(name, step + 1, rows[-1])
+        learner.average.update_parameters(learner.movers["generator"].network)
+        keep(rows)
+    return rows
+
+
+# %%
+check_finite("gan", 3, {"generator_loss": 0.7})
+test_fail(lambda: check_finite("gan", 3, {"loss": np.nan}), contains="step 3: loss = nan")
+
+
+# %% [markdown]
+# ## The stage
+#
+# It reads the training part and nothing else. The windows for section 6 are asked for emotions
+# that training songs have, moved a little, the same for each generator. How long training and
+# drawing took stands in a file of its own: it is the one thing that differs from run to run.
+
+
+# %%
+#| export generator_training
+def training_identity(config: Config, songs: Songs, name: str) -> str:
+    "Name what a training depends on: songs, labels and settings."
+    parts = ("seed", "precision", "audio", "gan", name)
+    settings = config.model_dump_json(include={*parts})
+    whole = hashlib.blake2b(settings.encode(), digest_size=16)
+    for array in (songs.log_mel, songs.frames, songs.labels):
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
+
+
+def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
+    "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
+    table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
+    return table.astype(object).where(table.notna(), None).to_dict("list")
+
+
+def draw_samples(
+    generator: nn.Module,
+    labels: np.ndarray,  # (N, 2) of training songs
+    config: Config,
+    device: torch.device,
+) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
+    "Draw the windows that section 6 judges."
+    rng = rng_for(config.seed, "samples")
+    chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
+    asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
+    options = {"frames": config.gan.frames, "batch_size": config.gan.batch_size, "device": device}
+    seeds = [seed_for(config.seed, "sample", row) for row in range(len(asked))]
+    windows = generate(generator, asked, seeds=seeds, **options)
+    return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
+
+
+def fit_generator(
+    run: Run,
+    config: Config,
+    name: str,  # gan or flow
+    kind: Callable[[Config, Songs, torch.device], Learner],
+) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
+    "Train on the run's training songs, or go on; draw samples; save all of it."
+    table, log_mel = load_part(run, "train")
+    songs = Songs(
+        log_mel, table["frames"].to_numpy(), table[["valence", "arousal"]].to_numpy(np.float64)
+    )
+    seed_everything(seed_for(config.seed, name, "weights"))
+    learner = kind(config, songs, pick_device(config.device))
+    keeper = Keeper(
+        run,
+        name,
+        learner.movers,
+        learner.average,
+        identity=training_identity(config, songs, name),
+        every=config.checkpoint,
+    )
+    rows, start = keeper.restore(), time.perf_counter()
+    done = len(rows)
+    rows = train(
+        learner, songs, name, seed=seed_for(config.seed, name), rows=rows, keep=keeper.keep
+    )
+    trained = time.perf_counter()
+    networks = learner.networks()
+    asked, windows = draw_samples(networks["generator"], songs.labels, config, learner.device)
+    times = {
+        "step": (trained - start) / max(len(rows) - done, 1),
+        "drawing": (time.perf_counter() - trained) / len(windows),
+        "steps": len(rows),
+        "units": {"step": "s", "drawing": "s a window", "steps": "count"},
+    }
+    history = {"steps": as_columns(rows), "units": learner.units}
+    run.save(f"{name}_samples.npy", windows)
+    run.save(f"{name}_samples.csv", asked)
+    run.save(f"{name}_times.json", times)
+    run.save(f"{name}_history.json", history)
+    weights = {
+        f"{part}.{key}": value.detach().cpu().contiguous()
+        for part, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    run.save(f"{name}.safetensors", weights)
+    run.path(keeper.file).unlink(missing_ok=True)
+    return history, asked, windows
 
 
 # %% [markdown]
@@ -124,118 +525,67 @@ test_close(verdict_loss(torch.zeros(4), 1.0).item(), np.log(2))
 test_close(verdict_loss(torch.full((4,), 90.0), 0.0).item(), 90)
 
 
-# %%
-#| export
-def check_finite(step: int, **losses: float) -> None:
-    "Raise MusemoError with the step and the values where a loss is not a number."
-    if not np.isfinite(list(losses.values())).all():
-        values = ", ".join(f"{name} = {value}" for name, value in losses.items())
-        raise MusemoError(
-            f"GAN training stopped at step {step}: {values}; "
-            "lower gan.learning_rate, or set precision=float32"
-        )
-
-
-# %%
-check_finite(3, generator_loss=0.7)
-test_fail(lambda: check_finite(3, generator_loss=float("nan")), contains="step 3: generator_loss")
-
-
-# %% [markdown]
-# ## One side of the contest
-#
-# A network with its Adam, its decay, its clipping at norm 1 and, in float16, its loss scale.
-# The scale is undone before clipping: else the clip would bite on scaled gradients.
-
-
-# %%
-#| export
-class Side:
-    "A network and what moves it; `step` follows one loss and returns the gradient norm."
-
-    def __init__(self, network: nn.Module, rate: float, gan: GanConfig, *, scaled: bool):
-        self.network, self.gan, self.rate = network, gan, rate
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=(gan.beta1, 0.999))
-        device = next(network.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=scaled)
-
-    def step(self, loss: torch.Tensor) -> float:  # norm of the gradient before clipping
-        "Follow the gradient of a loss once."
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.gan.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return norm.item()
-
-    def decay(self) -> None:
-        "End an epoch: lower the learning rate."
-        self.rate *= self.gan.decay
-        self.optimizer.param_groups[0]["lr"] = self.rate
-
-
-# %% [markdown]
-# A gradient of norm 100 arrives as one of norm 1, and the rate falls by 1 % an epoch.
-
-# %%
-line = nn.Linear(1, 1, bias=False)
-side = Side(line, 0.1, gan, scaled=False)
-test_close(side.step(100 * line.weight.sum()), 100)
-test_close(line.weight.grad.abs().item(), 1, eps=1e-5)
-side.decay()
-test_close(side.rate, 0.099)
-
-
 # %% [markdown]
 # ## What both sides share
 #
 # Drawn windows are asked for emotions that real songs have, moved a little, as section 7 will
 # ask. Real labels are moved alike, or the discriminator would know drawn ones by odd numbers.
-# Instance noise veils what the discriminator sees, real and drawn: details too fine to learn
-# early cannot give a drawing away. It fades to nothing by the end.
+# Both rates fall by 1 % an epoch. Instance noise veils what the discriminator sees, real and
+# drawn: details too fine to learn early cannot give a drawing away. It fades to nothing.
 
 
 # %%
 #| export
-class Arena:
-    "Both sides, where they meet, and the randomness between them."
+class GanLearner(Learner):
+    "The specification's GAN in training: both sides, and where they meet."
 
-    def __init__(self, config: Config, device: torch.device, rng: np.random.Generator):
-        self.gan, self.device, self.jitter = config.gan, device, config.synthesis.jitter
-        self.precision = pick_precision(device, config.precision)
-        # Channels last halves the time of a step on a CPU.
-        pair = (n.to(device, memory_format=torch.channels_last) for n in build_gan(config))
-        scaled = self.precision == torch.float16
-        shares = (1.0, self.gan.discriminator_rate)
-        self.generator, self.discriminator = (
-            Side(network, share * self.gan.learning_rate, self.gan, scaled=scaled)
-            for network, share in zip(pair, shares, strict=True)
-        )
-        self.average = AveragedModel(
-            self.generator.network, multi_avg_fn=get_ema_multi_avg_fn(self.gan.averaging)
-        )
-        self.rng = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
-        self.noise = self.gan.instance_noise  # the loop lets it fade
+    units = {
+        "generator_loss": "nats; ln 2 where the discriminator is unsure",
+        "discriminator_loss": "nats; 2 (1 + swapped) ln 2 where it is unsure",
+        "loss_ratio": "generator's loss / discriminator's loss",
+        "accuracy_real": "share of real windows judged real",
+        "accuracy_fake": "share of drawn windows judged drawn",
+        "discriminator_steps": "steps a generator step",
+        **dict.fromkeys(("generator_norm", "discriminator_norm"), "gradient before clipping"),
+        "rate": "learning rate, generator",
+    }
 
-    def normal(self, *shape: int) -> torch.Tensor:
-        "Draw normal noise."
-        return torch.randn(*shape, generator=self.rng, device=self.device)
+    def __init__(self, config: Config, songs: Songs, device: torch.device):
+        self.gan, self.jitter = config.gan, config.synthesis.jitter
+        windows = len(songs.labels) * self.gan.windows_per_song
+        self.epoch_steps = math.ceil(windows / self.gan.batch_size)
+        steps = self.gan.epochs * self.epoch_steps
+        super().__init__(config, device, steps=steps, batch_size=self.gan.batch_size)
+        generator, discriminator = build_gan(config)
+        generator.level.data.copy_(songs.levels()[0].clamp(-0.99, 0.99).atanh())
+        options = {"betas": (self.gan.beta1, 0.999), "clip": self.gan.clip_norm}
+        self.generator = self.put("generator", generator, **options)
+        self.discriminator = self.put("discriminator", discriminator, **options)
+        self.average_from(self.gan.averaging)
 
-    def move(self, labels: torch.Tensor) -> torch.Tensor:
-        "Move labels a little within [-1, 1]: (B, 2) -> (B, 2)."
-        return (labels + self.jitter * self.normal(*labels.shape)).clamp(-1, 1)
-
-    def veil(self, pictures: torch.Tensor) -> torch.Tensor:
-        "Add the present instance noise to what the discriminator sees: (B, 1, M, T)."
-        return pictures + self.noise * self.normal(*pictures.shape)
+    def veil(self, pictures: torch.Tensor, step: int) -> torch.Tensor:
+        "Add a step's instance noise to what the discriminator sees: (B, 1, M, T)."
+        noise = self.gan.instance_noise * (1 - step / self.steps)
+        return pictures + noise * self.normal(*pictures.shape) if noise else pictures
 
     def ask(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Have one window drawn for each label, in another order: (B, 1, M, T), (B, 2)."
         order = torch.randperm(len(labels), generator=self.rng, device=self.device)
-        wanted = self.move(labels[order])
-        noise = self.normal(len(labels), self.generator.network.latent)
-        return self.generator.network(noise, wanted), wanted
+        wanted, network = self.move(labels[order], self.jitter), self.generator.network
+        return network(self.normal(len(labels), network.latent), wanted), wanted
+
+    def learn(self, real: torch.Tensor, labels: torch.Tensor, rows: list[dict]) -> dict:
+        "Play a round: as many steps of the discriminator as the rule says, one of the generator."
+        turns, step = self.gan.min_steps, len(rows)
+        if rows:
+            accuracy = (rows[-1]["accuracy_real"] + rows[-1]["accuracy_fake"]) / 2
+            turns = next_steps(accuracy, rows[-1]["discriminator_steps"], self.gan)
+        rate = self.gan.learning_rate * self.gan.decay ** (step // self.epoch_steps)
+        for _ in range(turns):
+            row = discriminator_step(self, real, labels, rate=rate, step=step)
+        row |= generator_step(self, labels, rate=rate, step=step)
+        ratio = row["generator_loss"] / max(row["discriminator_loss"], 1e-8)
+        return row | {"loss_ratio": ratio, "discriminator_steps": turns, "rate": rate}
 
 
 # %% [markdown]
@@ -248,281 +598,125 @@ class Arena:
 # %%
 #| export
 def discriminator_step(
-    arena: Arena,
+    learner: GanLearner,
     real: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
     labels: torch.Tensor,  # (B, 2)
+    *,
+    rate: float,  # the generator's
+    step: int,
 ) -> dict[str, float]:  # loss, accuracies, gradient norm
     "Let the discriminator learn once."
-    side = arena.discriminator
-    with autocast(arena.device, arena.precision):
+    gan, side = learner.gan, learner.discriminator
+    with autocast(learner.device, learner.precision):
         with torch.no_grad():
-            drawn, wanted = arena.ask(labels)
-        own, others = arena.move(labels), arena.move(labels.roll(1, 0))
+            drawn, wanted = learner.ask(labels)
+        own, others = (learner.move(x, learner.jitter) for x in (labels, labels.roll(1, 0)))
         turns = (real, own), (drawn, wanted), (real, others)
-        logits = [side.network(arena.veil(seen), asked).float() for seen, asked in turns]
-    weights = 1 + arena.gan.swapped, 1, arena.gan.swapped  # as much true as false
+        logits = [side.network(learner.veil(seen, step), asked).float() for seen, asked in turns]
+    weights = 1 + gan.swapped, 1, gan.swapped  # as much true as false
     loss = sum(w * verdict_loss(x, t) for w, x, t in zip(weights, logits, (1, 0, 0), strict=True))
-    row = {"discriminator_loss": loss.item(), "discriminator_norm": side.step(loss)}
+    norm = side.follow(loss, rate * gan.discriminator_rate)
+    row = {"discriminator_loss": loss.item(), "discriminator_norm": norm}
     return row | dict(zip(("accuracy_real", "accuracy_fake"), accuracies(*logits[:2]), strict=True))
 
 
 # %% [markdown]
-# The generator's turn. Its loss runs through the discriminator, which must not learn from it:
-# the discriminator's weights ask for no gradient meanwhile, which saves their cost as well.
+# The generator's turn, through a discriminator that is held still: it keeps no gradient. The
+# original's discriminator stepped on gradients that this turn had left in it.
 
 
 # %%
 #| export
 def generator_step(
-    arena: Arena,
+    learner: GanLearner,
     labels: torch.Tensor,  # (B, 2)
+    *,
+    rate: float,
+    step: int,
 ) -> dict[str, float]:  # loss, gradient norm
     "Let the generator learn once; leaves nothing in the discriminator."
-    judge = arena.discriminator.network.requires_grad_(False)
-    with autocast(arena.device, arena.precision):
-        drawn, wanted = arena.ask(labels)
-        logits = judge(arena.veil(drawn), wanted)
+    judge = learner.discriminator.network.requires_grad_(False)
+    with autocast(learner.device, learner.precision):
+        drawn, wanted = learner.ask(labels)
+        logits = judge(learner.veil(drawn, step), wanted)
     loss = verdict_loss(logits.float(), 1)
-    norm = arena.generator.step(loss)
+    norm = learner.generator.follow(loss, rate)
     judge.requires_grad_(True)
-    arena.average.update_parameters(arena.generator.network)
     return {"generator_loss": loss.item(), "generator_norm": norm}
 
 
-def play_round(
-    arena: Arena,
-    real: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
-    labels: torch.Tensor,  # (B, 2)
-    *,
-    steps: int,  # of the discriminator
-) -> dict[str, float]:  # what the history keeps of a round
-    "Play the discriminator's steps and one of the generator."
-    for _ in range(steps):
-        row = discriminator_step(arena, real, labels)
-    row |= generator_step(arena, labels)
-    ratio = row["generator_loss"] / max(row["discriminator_loss"], 1e-8)
-    return row | {"loss_ratio": ratio, "discriminator_steps": steps}
-
-
-# %% [markdown]
-# The proof that the generator's loss leaves nothing behind: the discriminator has no gradient
-# after it and not a bit of its weights has moved. And each side does learn from its own step.
-
-# %%
-tiny = make_config("smoke", {"gan.channels": 16, "gan.latent": 8, "gan.condition": 4})
-arena = Arena(tiny, torch.device("cpu"), np.random.default_rng(0))
-real, labels = torch.randn(4, 1, 128, 64).tanh(), torch.rand(4, 2) * 2 - 1
-before = deepcopy(arena.discriminator.network.state_dict())
-row = generator_step(arena, labels)
-assert row["generator_norm"] > 0
-assert all(weight.grad is None for weight in arena.discriminator.network.parameters())
-weights = dict(arena.discriminator.network.named_parameters())
-for name, weight in weights.items():
-    assert torch.equal(weight, before[name]), name
-drawn = deepcopy(arena.generator.network.state_dict())
-discriminator_step(arena, real, labels)
-assert any(not torch.equal(weight, before[name]) for name, weight in weights.items())
-for name, weight in arena.generator.network.state_dict().items():
-    assert torch.equal(weight, drawn[name]), name
-play_round(arena, real, labels, steps=2)
-
-
-# %% [markdown]
-# ## An epoch of windows
-#
-# Each song gives a number of windows an epoch, cut anew at random and only as they are needed.
-# The last batch is no leftover: batches differ by one window at most.
-
-
-# %%
-#| export
-def epoch_batches(
-    songs: int,  # N
-    gan: GanConfig,
-    rng: np.random.Generator,
-) -> list[np.ndarray]:  # song indices of each batch
-    "Deal the songs of one epoch into batches."
-    order = rng.permutation(np.repeat(np.arange(songs), gan.windows_per_song))
-    return np.array_split(order, -(-len(order) // gan.batch_size))
-
-
-def mean_level(
-    log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
-    frames: np.ndarray,  # (N,) valid frames
-) -> torch.Tensor:  # (M, 1), before tanh
-    "Find what the generator's `level` must be to draw the songs' mean spectrum."
-    parts = [x[:, :n].mean(axis=1, dtype=np.float32) for x, n in zip(log_mel, frames, strict=True)]
-    return torch.from_numpy(np.mean(parts, axis=0)[:, None]).clamp(-0.99, 0.99).atanh()
-
-
-# %%
-dealt = epoch_batches(33, gan, np.random.default_rng(0))
-test_eq([len(part) for part in dealt], [11, 11, 11])
-test_eq(sorted(np.concatenate(dealt)), range(33))
-flat = np.full((2, 128, 9), 0.5, dtype=np.float16)
-flat[:, :, 5:] = -1  # padding must not count
-test_close(mean_level(flat, np.array([5, 5])).tanh().mean().item(), 0.5, eps=1e-3)
-
-# %% [markdown]
-# ## The history
-#
-# Every round and every epoch is kept, as columns. A gradient norm may overflow in float16
-# while the loss scale is being found; such a number is kept as empty, never as NaN.
-
-# %%
-#| export
-HISTORY_UNITS = {
-    "generator_loss": "nats; ln 2 where the discriminator is unsure",
-    "discriminator_loss": "nats; 2 (1 + swapped) ln 2 where it is unsure",
-    "loss_ratio": "generator's loss / discriminator's loss",
-    "accuracy_real": "share of real windows judged real",
-    "accuracy_fake": "share of drawn windows judged drawn",
-    "discriminator_steps": "steps a generator step",
-    **dict.fromkeys(("generator_norm", "discriminator_norm"), "gradient's norm before clipping"),
-    **dict.fromkeys(("generator_rate", "discriminator_rate"), "learning rate"),
-}
-
-
-def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
-    "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
-    table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
-    return table.astype(object).where(table.notna(), None).to_dict("list")
-
-
-def epoch_row(rounds: list[dict[str, float]], arena: Arena) -> dict[str, float]:
-    "Average an epoch's rounds and note the rates they were played at."
-    row = {name: np.mean([part[name] for part in rounds]) for name in rounds[0]}
-    rates = arena.generator.rate, arena.discriminator.rate
-    return row | dict(zip(("generator_rate", "discriminator_rate"), rates, strict=True))
-
-
-# %%
-test_eq(as_columns([{"a": 1}, {"a": float("inf")}]), {"a": [1.0, None]})
-
-
-# %% [markdown]
-# ## The loop
-#
-# Batch, round, rule, log; at the end of an epoch both rates decay. What comes back is the
-# running average of the generator's weights: single steps swing from one fashion to the next,
-# and their average draws what they have in common.
-
-
-# %%
-#| export
-def train_gan(
-    log_mel: np.ndarray,  # (N, M, T) in [-1, 1], training songs only
-    frames: np.ndarray,  # (N,) valid frames
-    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
-    config: Config,
-    device: torch.device,
-    rng: np.random.Generator,
-) -> tuple[dict, Generator, Discriminator]:
-    "Train the pair; raises MusemoError with step and values where a loss is not finite."
-    gan, arena = config.gan, Arena(config, device, rng)
-    arena.generator.network.level.data.copy_(mean_level(log_mel, frames))
-    wanted = torch.as_tensor(np.asarray(labels), dtype=torch.float32, device=device)
-    rounds, epochs, steps = [], [], gan.min_steps
-    for epoch in range(1, gan.epochs + 1):
-        batches = epoch_batches(len(labels), gan, rng)
-        for songs in progress(batches, desc=f"GAN, epoch {epoch} of {gan.epochs}"):
-            windows, _ = cut_windows(log_mel[songs], frames[songs], gan.frames, rng=rng)
-            real = torch.from_numpy(windows)[:, None].to(device)
-            arena.noise = gan.instance_noise * (1 - len(rounds) / (gan.epochs * len(batches)))
-            row = play_round(arena, real, wanted[songs], steps=steps)
-            rounds.append(row)
-            check_finite(len(rounds), **{k: v for k, v in row.items() if k.endswith("_loss")})
-            steps = next_steps((row["accuracy_real"] + row["accuracy_fake"]) / 2, steps, gan)
-        epochs.append(epoch_row(rounds[-len(batches) :], arena))
-        arena.generator.decay()
-        arena.discriminator.decay()
-    history = {"rounds": as_columns(rounds), "epochs": as_columns(epochs), "units": HISTORY_UNITS}
-    return history, arena.average.module.eval(), arena.discriminator.network.eval()
+def fit_gan(run: Run, config: Config) -> tuple:  # history, what was asked, windows drawn
+    "Train the specification's GAN on the run's training songs, draw samples, and save both."
+    return fit_generator(run, config, "gan", GanLearner)
 
 
 # %% [markdown]
 # Made-up songs, quiet for low arousal and loud for high: seconds of training at a toy size, and
-# the same seed gives the same weights.
+# the same seed gives the same weights. Cut off in the middle and gone on, too.
 
 # %%
 toy_values = {"gan.epochs": 3, "gan.batch_size": 6, "gan.learning_rate": 2e-3}
 toy = make_config("smoke", {"gan.channels": 16, **toy_values})
 toy_rng = np.random.default_rng(0)
 toy_labels = toy_rng.uniform(-1, 1, (12, 2))
-toy_songs = np.clip(
-    0.5 * toy_labels[:, 1, None, None] + toy_rng.normal(0, 0.2, (12, 128, 80)), -1, 1
-)
+toy_noise = toy_rng.normal(0, 0.2, (12, 128, 80))
+toy_log_mel = np.clip(0.5 * toy_labels[:, 1, None, None] + toy_noise, -1, 1)
+toy_songs = Songs(toy_log_mel, np.full(12, 80), toy_labels)
 
 
-def train_toy(songs=toy_songs, config=toy):
+def train_toy(kind, config, songs=toy_songs):
     seed_everything(0)
-    sizes = np.full(len(songs), songs.shape[2])
-    rng = np.random.default_rng(1)
-    return train_gan(songs, sizes, toy_labels, config, torch.device("cpu"), rng)
+    learner = kind(config, songs, torch.device("cpu"))
+    return learner, train(learner, songs, "gan", seed=1)
 
 
-history, generator, discriminator = train_toy()
-test_eq(len(history["rounds"]["generator_loss"]), 6)
-test_close(history["epochs"]["generator_rate"], 2e-3 * 0.99 ** np.arange(3), eps=1e-6)
-test_close(history["epochs"]["discriminator_rate"], 1e-3 * 0.99 ** np.arange(3), eps=1e-6)
-test_eq(set(history["epochs"]), set(HISTORY_UNITS))
-again = train_toy()[1].state_dict()
-for name, weight in generator.state_dict().items():
-    assert torch.equal(weight, again[name]), name
+def weights_of(learner):
+    return {f"{a}.{k}": v for a, n in learner.networks().items() for k, v in n.state_dict().items()}
+
+
+def assert_same(one, other):
+    for name, weight in weights_of(one).items():
+        assert torch.equal(weight, weights_of(other)[name]), name
+
+
+learner, rows = train_toy(GanLearner, toy)
+test_close([row["rate"] for row in rows[::2]], 2e-3 * 0.99 ** np.arange(3), eps=1e-6)
+test_eq(set(rows[0]), set(GanLearner.units))
+assert_same(learner, train_toy(GanLearner, toy)[0])
+
+
+def resume_toy(kind, config, folder):
+    "Train, but go on from the state after the second step."
+    seed_everything(0)
+    first, second = (kind(config, toy_songs, torch.device("cpu")) for _ in range(2))
+    options = {"identity": "toy", "every": 60}
+    keepers = [
+        Keeper(Run(Path(folder)), "toy", x.movers, x.average, **options) for x in (first, second)
+    ]
+
+    def stop(rows):
+        if len(rows) == 2:
+            keepers[0].keep(rows, now=True)
+            raise KeyboardInterrupt
+
+    try:
+        train(first, toy_songs, "gan", seed=1, keep=stop)
+    except KeyboardInterrupt:
+        train(second, toy_songs, "gan", seed=1, rows=keepers[1].restore())
+    return second
+
+
+with tempfile.TemporaryDirectory() as folder:
+    assert_same(learner, resume_toy(GanLearner, toy, folder))
 
 # %% [markdown]
-# A spectrogram with a hole stops the training at once, with the step and both losses.
+# A spectrogram with a hole stops the training at once, with the step and the losses.
 
 # %%
-broken = np.where(toy_songs > 0.4, np.nan, toy_songs)
-test_fail(lambda: train_toy(broken), contains="stopped at step 1: discriminator_loss = nan")
-
-
-# %% [markdown]
-# ## The stage
-#
-# It reads the training part and nothing else. The windows for section 6 are asked for emotions
-# that training songs have, moved a little.
-
-
-# %%
-#| export
-def draw_samples(
-    generator: Generator,
-    labels: np.ndarray,  # (N, 2) of training songs
-    config: Config,
-) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
-    "Draw the windows that section 6 judges."
-    rng = rng_for(config.seed, "gan_samples")
-    chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
-    asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
-    noise = torch_rng_for(config.seed, "gan_samples")
-    windows = draw_windows(generator, asked, rng=noise, batch_size=config.gan.batch_size)
-    return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
-
-
-def fit_gan(
-    run: Run,
-    config: Config,
-) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
-    "Train on the run's training songs, draw samples, and save both."
-    songs, log_mel = load_part(run, "train")
-    labels, frames = songs[["valence", "arousal"]].to_numpy(), songs["frames"].to_numpy()
-    seed_everything(seed_for(config.seed, "gan_training"))
-    rng = rng_for(config.seed, "gan_training")
-    device = pick_device(config.device)
-    history, *pair = train_gan(log_mel, frames, labels, config, device, rng)
-    asked, windows = draw_samples(pair[0], labels, config)
-    run.save("gan_samples.npy", windows)
-    run.save("gan_samples.csv", asked)
-    run.save("gan_history.json", history)
-    weights = {
-        f"{side}.{name}": value.detach().cpu().contiguous()
-        for side, network in zip(("generator", "discriminator"), pair, strict=True)
-        for name, value in network.state_dict().items()
-    }
-    run.save("gan.safetensors", weights)
-    return history, asked, windows
+broken = Songs(np.where(toy_log_mel > 0.4, np.nan, toy_log_mel), toy_songs.frames, toy_labels)
+test_fail(
+    lambda: train_toy(GanLearner, toy, broken), contains="stopped at step 1: discriminator_loss"
+)
 
 
 # %% [markdown]
@@ -533,7 +727,8 @@ def fit_gan(
 # %%
 def fit_toy(folder, value):
     "Run the stage with validation and test songs filled with one value."
-    run, songs = Run(Path(folder)), np.concatenate([toy_songs, np.full_like(toy_songs[:4], value)])
+    run = Run(Path(folder))
+    songs = np.concatenate([toy_log_mel, np.full_like(toy_log_mel[:4], value)])
     table = pd.DataFrame(
         {"row": np.arange(16), "frames": 80, "split": ["train"] * 12 + ["val"] * 4}
     )
@@ -541,7 +736,7 @@ def fit_toy(folder, value):
     run.save("songs.csv", table)
     run.save("logmel.npy", songs.astype(np.float16))
     fit_gan(run, toy)
-    return {p.name: p.read_bytes() for p in run.folder.glob("gan*")}
+    return {p.name: p.read_bytes() for p in run.folder.glob("gan*") if "times" not in p.name}
 
 
 with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
@@ -562,28 +757,12 @@ with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
 #| export flow_training
 import math
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from musemo.config import Config, FlowConfig
-from musemo.core import (
-    MusemoError,
-    Run,
-    autocast,
-    cut_windows,
-    load_part,
-    pick_device,
-    pick_precision,
-    progress,
-    rng_for,
-    seed_everything,
-    seed_for,
-    torch_rng_for,
-)
-from musemo.flow import Flow, build_flow
+from musemo.core import Run, autocast
+from musemo.flow import Flow
+from musemo.generator_training import Learner, Songs, fit_generator
 
 
 # %%
@@ -599,9 +778,8 @@ def flow_loss(
     t = (torch.arange(count, device=real.device) + torch.rand(count, **options)) / count
     noise = torch.randn(real.shape, **options)
     asked = (torch.rand(count, 1, **options) >= net.flow.unasked).float()
-    moved = labels + net.flow.jitter * torch.randn(labels.shape, **options)
     place = t[:, None, None, None]
-    guess = net.guess(place * real + (1 - place) * noise, t, moved.clamp(-1, 1), asked)
+    guess = net.guess(place * real + (1 - place) * noise, t, labels, asked)
     weight = 1 / (1 - t).clamp(min=net.flow.near_end).square()
     return (weight * (guess.float() - real).square().mean((1, 2, 3))).mean()
 
@@ -617,9 +795,6 @@ small = make_config("smoke", toy_flow_values)
 rates = [flow_rate(step, small.flow) for step in range(30)]
 test_eq((rates[0], rates.index(max(rates))), (0.2, 4))
 assert rates[-1] < 0.01
-net, labels = build_flow(small), torch.zeros(4, 2)
-loss = flow_loss(net, torch.zeros(4, 1, 128, 64), labels, torch.Generator().manual_seed(0))
-assert loss.isfinite()
 
 
 # %% [markdown]
@@ -629,161 +804,44 @@ assert loss.isfinite()
 
 # %%
 #| export flow_training
-def standard_levels(
-    log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
-    frames: np.ndarray,  # (N,) valid frames
-) -> tuple[torch.Tensor, torch.Tensor]:  # band means (M, 1), deviation (1,)
-    "Measure what to take off songs, and what to divide them by."
-    songs = [x[:, :n].astype(np.float32) for x, n in zip(log_mel, frames, strict=True)]
-    means = np.mean([x.mean(axis=1) for x in songs], axis=0)[:, None]
-    spread = np.sqrt(np.mean([np.square(x - means).mean() for x in songs]))
-    return torch.from_numpy(means), torch.tensor([max(float(spread), 1e-3)])
+class FlowLearner(Learner):
+    "The flow in training: no contest, nothing to balance."
+
+    units = {"loss": "squared deviations", "norm": "gradient before clipping", "rate": "-"}
+
+    def __init__(self, config: Config, songs: Songs, device: torch.device):
+        flow = self.flow = config.flow
+        super().__init__(config, device, steps=flow.steps, batch_size=flow.batch_size)
+        net = Flow(config)
+        net.band_means, net.deviation = songs.levels()
+        options = {"betas": (0.9, 0.99), "clip": flow.clip_norm, "decay": 0.01}
+        self.net = self.put("generator", net, **options)
+        self.average_from(flow.averaging)
+
+    def learn(self, real: torch.Tensor, labels: torch.Tensor, rows: list[dict]) -> dict:
+        "Make one step of the regression."
+        net, rate = self.net.network, self.flow.learning_rate * flow_rate(len(rows), self.flow)
+        labels = self.move(labels, self.flow.jitter)
+        with autocast(self.device, self.precision):
+            loss = flow_loss(net, (real - net.band_means) / net.deviation, labels, self.rng)
+        return {"loss": loss.item(), "norm": self.net.follow(loss, rate), "rate": rate}
 
 
-# %%
-flat = np.zeros((2, 4, 9), dtype=np.float16)
-flat[0, :, :5], flat[1, :, :5] = 0.5, -0.5
-means, deviation = standard_levels(flat, np.array([5, 5]))
-test_close((means.abs().max().item(), deviation.item()), (0, 0.5))
-
-
-# %% [markdown]
-# The loop has no contest to balance: batch, loss, step, log. What comes back is the running
-# average of the weights, as in the GAN.
-
-
-# %%
-#| export flow_training
-def train_flow(
-    log_mel: np.ndarray,  # (N, M, T) in [-1, 1], training songs only
-    frames: np.ndarray,  # (N,) valid frames
-    labels: np.ndarray,  # (N, 2) valence and arousal in [-1, 1]
-    config: Config,
-    device: torch.device,
-    rng: np.random.Generator,
-) -> tuple[dict, Flow]:
-    "Train the flow; raises MusemoError with the step where the loss is not finite."
-    flow, precision = config.flow, pick_precision(device, config.precision)
-    net = build_flow(config)
-    net.band_means, net.deviation = standard_levels(log_mel, frames)
-    net = net.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(flow.averaging))
-    optimizer = torch.optim.AdamW(net.parameters(), flow.learning_rate, betas=(0.9, 0.99))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    draws = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
-    wanted = torch.as_tensor(np.asarray(labels), dtype=torch.float32, device=device)
-    history = {"loss": [], "norm": [], "rate": []}
-    for step in progress(range(flow.steps), desc="flow"):
-        optimizer.param_groups[0]["lr"] = flow.learning_rate * flow_rate(step, flow)
-        songs = rng.integers(len(wanted), size=flow.batch_size)
-        windows, _ = cut_windows(log_mel[songs], frames[songs], config.gan.frames, rng=rng)
-        real = torch.from_numpy(windows)[:, None].to(device)
-        with autocast(device, precision):
-            loss = flow_loss(net, (real - net.band_means) / net.deviation, wanted[songs], draws)
-        check_flow_loss(step + 1, loss.item())
-        norm = follow_loss(net, loss, optimizer, scaler, flow.clip_norm)
-        average.update_parameters(net)
-        row = loss.item(), norm, optimizer.param_groups[0]["lr"]
-        for column, value in zip(history.values(), row, strict=True):
-            column.append(round(value, 6) if math.isfinite(value) else None)
-    history["units"] = {"loss": "squared deviations", "norm": "before clipping", "rate": "-"}
-    return history, average.module.eval()
-
-
-# %%
-#| export flow_training
-def check_flow_loss(step: int, loss: float) -> None:
-    "Raise MusemoError with step and value where the loss is not a number."
-    if not math.isfinite(loss):
-        raise MusemoError(
-            f"flow training stopped at step {step}: loss = {loss}; "
-            "lower flow.learning_rate, or set precision=float32"
-        )
-
-
-def follow_loss(
-    net: nn.Module,
-    loss: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    clip_norm: float,
-) -> float:  # norm of the gradient before clipping
-    "Follow the gradient of a loss once."
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    return norm.item()
+def fit_flow(run: Run, config: Config) -> tuple:  # history, what was asked, windows drawn
+    "Train the flow on the run's training songs, draw samples, and save both."
+    return fit_generator(run, config, "flow", FlowLearner)
 
 
 # %% [markdown]
-# The made-up songs again: the loss falls, and the same seed gives the same weights.
-
-
-# %%
-def train_toy_flow(songs=toy_songs):
-    seed_everything(0)
-    sizes, rng = np.full(len(songs), songs.shape[2]), np.random.default_rng(1)
-    return train_flow(songs, sizes, toy_labels, small, torch.device("cpu"), rng)
-
-
-flow_history, toy_flow = train_toy_flow()
-assert np.mean(flow_history["loss"][-10:]) < 0.7 * np.mean(flow_history["loss"][:10])
-for name, weight in train_toy_flow()[1].state_dict().items():
-    assert torch.equal(weight, toy_flow.state_dict()[name]), name
-test_fail(lambda: train_toy_flow(broken), contains="flow training stopped at step 1: loss = nan")
-
-
-# %% [markdown]
-# ## The flow's stage
-#
-# It asks for the same emotions as the GAN's: section 6 judges both on equal terms. Each window
-# has its own noise.
-
+# The made-up songs again: the loss falls, the same seed gives the same weights, and so does a
+# training that was cut off.
 
 # %%
-#| export flow_training
-@torch.inference_mode()
-def draw_flow_samples(
-    net: Flow,
-    labels: np.ndarray,  # (N, 2) of training songs
-    config: Config,
-) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
-    "Draw the windows that section 6 judges."
-    rng, count = rng_for(config.seed, "gan_samples"), config.gan.samples
-    chosen = labels[rng.integers(len(labels), size=count)]
-    asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
-    noise, device = torch_rng_for(config.seed, "flow_samples"), net.deviation.device
-    parts = []
-    for some in progress(torch.tensor(asked, dtype=torch.float32).split(16), desc="flow draws"):
-        start = torch.randn(len(some), net.latent, generator=noise)
-        parts.append(net(start.to(device), some.to(device))[:, 0].half().cpu().numpy())
-    return pd.DataFrame(asked, columns=["valence", "arousal"]), np.concatenate(parts)
-
-
-def fit_flow(
-    run: Run,
-    config: Config,
-) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
-    "Train on the run's training songs, draw samples, and save both."
-    songs, log_mel = load_part(run, "train")
-    labels, frames = songs[["valence", "arousal"]].to_numpy(), songs["frames"].to_numpy()
-    seed_everything(seed_for(config.seed, "flow_training"))
-    rng, device = rng_for(config.seed, "flow_training"), pick_device(config.device)
-    history, net = train_flow(log_mel, frames, labels, config, device, rng)
-    asked, windows = draw_flow_samples(net, labels, config)
-    weights = net.state_dict().items()
-    run.save("flow_samples.npy", windows)
-    run.save("flow_samples.csv", asked)
-    run.save("flow_history.json", history)
-    run.save(
-        "flow.safetensors",
-        {f"generator.{name}": value.cpu().contiguous() for name, value in weights},
-    )
-    return history, asked, windows
-
+flow_learner, rows = train_toy(FlowLearner, small)
+losses = [row["loss"] for row in rows]
+assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+with tempfile.TemporaryDirectory() as folder:
+    assert_same(flow_learner, resume_toy(FlowLearner, small, folder))
 
 # %% [markdown]
 # ## On the run
@@ -802,8 +860,9 @@ run, config = open_run(run_folder, before=5)
 
 # %%
 history, asked, windows = fit_gan(run, config)
-rounds, epochs = (pd.DataFrame(history[part]) for part in ("rounds", "epochs"))
-epochs.round(3)
+rounds = pd.DataFrame(history["steps"])
+epochs = rounds.groupby(rounds.index * config.gan.epochs // len(rounds) + 1).mean()
+epochs.rename_axis("epoch").round(3)
 
 # %% [markdown]
 # Thin lines are single rounds, thick ones their running mean. Between the grey bounds the
@@ -833,9 +892,10 @@ axes[0, 0].axhline(np.log(2), color=COLORS["floor"], linestyle="--")
 axes[1, 0].set_yticks(range(config.gan.min_steps, config.gan.max_steps + 1))
 axes[1, 1].set_yscale("log")
 axes[1, 1].axhline(config.gan.clip_norm, color=COLORS["floor"], linestyle="--")
-axes[1, 2].plot(epochs["generator_rate"], color=COLORS["model"], label="generator")
-axes[1, 2].plot(epochs["discriminator_rate"], color=COLORS["real"], label="discriminator")
-axes[1, 2].set(title="Learning rates", xlabel="epoch", ylabel="rate", ylim=(0, None))
+axes[1, 2].plot(rounds["rate"], color=COLORS["model"], label="generator")
+slower = config.gan.discriminator_rate * rounds["rate"]
+axes[1, 2].plot(slower, color=COLORS["real"], label="discriminator")
+axes[1, 2].set(title="Learning rates", xlabel="round", ylabel="rate", ylim=(0, None))
 axes[1, 2].legend()
 right = epochs[["accuracy_real", "accuracy_fake"]].iloc[-1].mean()
 number = f"discriminator right in {right:.0%} of the last epoch (50 %: cannot tell; 100 %: always)"
@@ -849,13 +909,13 @@ drawn = {"gan": (asked, windows)}
 if "flow" in config.generators:
     flow_history, *drawn["flow"] = fit_flow(run, config)
     flow_figure, (left, right) = subplots(1, 2)
-    losses = pd.Series(flow_history["loss"])
+    losses = pd.Series(flow_history["steps"]["loss"])
     smooth = losses.rolling(max(1, len(losses) // 20), min_periods=1).mean()
     left.plot(losses, color=COLORS["model"], alpha=0.25, linewidth=0.7)
     left.plot(smooth, color=COLORS["model"])
     left.set(title="The flow's loss", xlabel="step", ylabel="squared deviations")
     left.set_yscale("log")
-    right.plot(flow_history["rate"], color=COLORS["model"])
+    right.plot(flow_history["steps"]["rate"], color=COLORS["model"])
     right.set(title="Its learning rate", xlabel="step", ylabel="rate")
     number = f"{number}; flow: {len(losses)} steps"
 run.headline("05_gan_training", f"GAN: {len(rounds)} rounds, {number}", figure)

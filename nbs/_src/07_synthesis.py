@@ -20,7 +20,6 @@ import librosa
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from musemo.config import EMOTIONS, Config
@@ -28,18 +27,15 @@ from musemo.core import (
     COLORS,
     MusemoError,
     Run,
-    autocast,
     load_part,
     pick_device,
     pick_precision,
     plot_log_mel,
-    progress,
     rng_for,
     seed_for,
     subplots,
 )
-from musemo.flow import build_flow
-from musemo.gan import build_gan
+from musemo.drawing import build_generator, check_conditions, generate
 
 # %%
 #| hide
@@ -60,23 +56,6 @@ from musemo.presets import make_config
 
 # %%
 #| export
-def check_conditions(
-    conditions: np.ndarray,  # (K, 2) valence and arousal
-) -> np.ndarray:  # float32
-    "Refuse conditions that are no emotions; raises MusemoError."
-    conditions = np.asarray(conditions, dtype=np.float32)
-    if conditions.ndim != 2 or conditions.shape[1] != 2:
-        raise MusemoError(f"conditions of shape {conditions.shape}: needed is (K, 2)")
-    bad = np.flatnonzero(~(np.abs(conditions) <= 1).all(1))  # NaN is bad, too
-    if len(bad):
-        valence, arousal = conditions[bad[0]]
-        raise MusemoError(
-            f"condition {bad[0]} is valence {valence:g}, arousal {arousal:g}: "
-            "both must be in [-1, 1]; map (x - 5) / 4 from the 1-9 scale"
-        )
-    return conditions
-
-
 def draw_conditions(
     labels: np.ndarray,  # (N, 2) of the training songs, [-1, 1]
     count: int,  # K
@@ -97,75 +76,7 @@ drawn = draw_conditions(labels, 400, jitter=0.1, seed=0)
 test_eq(drawn[:7], draw_conditions(labels, 7, jitter=0.1, seed=0))
 test_eq(np.abs(drawn).max(), 1)
 test_close(drawn[drawn[:, 0] < 0].mean(0), labels[1], eps=0.03)
-test_fail(lambda: check_conditions([[0, 0], [4.2, 0]]), contains="condition 1 is valence 4.2")
-test_fail(lambda: check_conditions([[np.nan, 0]]), contains="must be in [-1, 1]")
-
-
-# %% [markdown]
-# ## Drawing them
-#
-# Every row grows its noise from its own seed, which the table keeps: row 1234 can be made again
-# alone. Batch size and count decide memory and time, not the music (to the last bits of a
-# float).
-
-
-# %%
-#| export
-def row_noise(
-    seeds: list[int],  # a row's own seed
-    latent: int,
-) -> torch.Tensor:  # (B, latent) standard normal
-    "Draw the noise of each row from its own seed, on the CPU whatever the device."
-    rows = [torch.randn(latent, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(rows)
-
-
-@torch.inference_mode()
-def generate(
-    generator: nn.Module,  # (B, latent), (B, 2) -> (B, 1, M, T) in [-1, 1]; knows its `latent`
-    conditions: np.ndarray,  # (K, 2) valence and arousal, [-1, 1]
-    *,
-    seed: int,
-    batch_size: int = 16,
-    device: torch.device | str = "cpu",
-    precision: torch.dtype = torch.float32,
-    out: np.ndarray | None = None,  # (K, M, T) float16 to write into, e.g. on disk
-) -> np.ndarray:  # (K, M, T) float16 in [-1, 1]
-    "Generate a window for each condition; raises MusemoError for conditions off the scale."
-    conditions, device = torch.from_numpy(check_conditions(conditions)), torch.device(device)
-    generator = generator.to(device).eval()
-    for start in progress(range(0, len(conditions), batch_size), desc="synthesis"):
-        asked = conditions[start : start + batch_size]
-        seeds = [seed_for(seed, start + i) for i in range(len(asked))]
-        noise = row_noise(seeds, generator.latent)
-        with autocast(device, precision):
-            windows = generator(noise.to(device), asked.to(device))[:, 0].float().cpu().numpy()
-        if not np.isfinite(windows).all():
-            raise MusemoError(f"the generator drew NaN after row {start}: train it again")
-        if out is None:
-            out = np.empty((len(conditions), *windows.shape[1:]), dtype=np.float16)
-        out[start : start + batch_size] = np.clip(windows, -1, 1)
-    return out
-
-
-# %%
-class Painter(nn.Module):
-    "A made-up generator: arousal is level, valence is tilt, noise is noise."
-
-    latent = 4
-
-    def forward(self, noise, condition):
-        tilt = torch.linspace(-1, 1, 16)[:, None] * condition[:, 0, None, None]
-        x = tilt + condition[:, 1, None, None] + 0.1 * noise.sum(1)[:, None, None]
-        return torch.tanh(x)[:, None].expand(-1, 1, 16, 32)
-
-
-songs = generate(Painter(), drawn[:10], seed=3)
-test_eq(songs.shape, (10, 16, 32))
-test_close(generate(Painter(), drawn[:10], seed=3, batch_size=3), songs, eps=1e-3)
-test_close(generate(Painter(), drawn[:4], seed=3), songs[:4], eps=1e-3)
-assert np.abs(generate(Painter(), drawn[:10], seed=4) - songs).max() > 0.01
-test_fail(lambda: generate(Painter(), [[0, 1.5]], seed=3), contains="arousal 1.5")
+test_fail(lambda: draw_conditions([[0, 7]], 2, jitter=0.1, seed=0), contains="arousal 7")
 
 
 # %% [markdown]
@@ -185,15 +96,20 @@ def pick_generator(run: Run, config: Config) -> str:
     return run.load("gan_quality.json")["best"] if len(names) > 1 else names[0]
 
 
+def synthetic_frames(config: Config) -> int:
+    "Say how many frames a synthetic song has: as many as the predictor's window."
+    return config.dataset.window_frames or config.audio.frames
+
+
 def load_generator(
     run: Run,
     config: Config,
-    name: str,  # gan or flow
+    name: str,  # one of config.generators
 ) -> nn.Module:
     "Load a generator; raises MusemoError where the checkpoint is of another configuration."
     weights = run.load(f"{name}.safetensors")
     weights = {k.removeprefix("generator."): v for k, v in weights.items() if k[:3] == "gen"}
-    generator = build_flow(config) if name == "flow" else build_gan(config)[0]
+    generator = build_generator(config, name)
     wanted = generator.state_dict()
     missing = sorted(wanted.keys() ^ weights.keys())
     wrong = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
@@ -214,13 +130,13 @@ with tempfile.TemporaryDirectory() as folder:
         make_config("smoke", {"gan.channels": n, "gan.latent": 8, "audio.n_mels": 32})
         for n in (16, 32)
     )
-    weights = build_gan(config)[0].state_dict()
+    weights = build_generator(config, "gan").state_dict()
     save_file(
         {f"generator.{k}": v.contiguous() for k, v in weights.items()},
         Path(folder) / "gan.safetensors",
     )
     trained = load_generator(Run(Path(folder)), config, "gan")
-    test_eq(generate(trained, [[0.8, 0.7]], seed=0).shape, (1, 32, config.gan.frames))
+    test_eq(generate(trained, [[0.8, 0.7]], seeds=[0], frames=100).shape, (1, 32, 100))
     test_fail(lambda: load_generator(Run(Path(folder)), other, "gan"), contains="another config")
     test_eq(pick_generator(Run(Path(folder)), make_config("full")), "gan")
     test_fail(lambda: pick_generator(Run(Path(folder)), config), contains="gan_quality.json")
@@ -272,9 +188,8 @@ def plot_plane(
     "Draw what one noise becomes over the valence-arousal plane."
     audio, count = config.audio, len(points)
     grid = [(valence, arousal) for arousal in reversed(points) for valence in points]
-    noise = row_noise([seed_for(config.seed, "plane")] * len(grid), generator.latent)
-    with torch.inference_mode():
-        windows = generator.cpu().eval()(noise, torch.tensor(grid))[:, 0].numpy()
+    seeds = [seed_for(config.seed, "plane")] * len(grid)
+    windows = generate(generator, grid, seeds=seeds, frames=synthetic_frames(config))
     bands = librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
     figure, axes = subplots(count, count, size=(2.9, 2.1))
     for panel, window, (valence, arousal) in zip(axes.flat, windows, grid, strict=True):
@@ -332,16 +247,17 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     options["precision"] = pick_precision(device, config.precision)
     chosen = pick_generator(run, config)
     generator, tables = load_generator(run, config, chosen), []
-    shape = (count + len(EMOTIONS), config.audio.n_mels, config.gan.frames)
+    options["frames"] = synthetic_frames(config)
+    shape = (count + len(EMOTIONS), config.audio.n_mels, options["frames"])
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
         for name, conditions, rows in zip(
             jobs, jobs.values(), (windows[:count], windows[count:]), strict=True
         ):
-            seed = seed_for(config.seed, "synthesis", name)
-            generate(generator, conditions, seed=seed, out=rows, **options)
             names = list(EMOTIONS) if name == "emotions" else None
-            tables.append(synthetic_table(conditions, seed, names))
+            table = synthetic_table(conditions, seed_for(config.seed, "synthesis", name), names)
+            generate(generator, conditions, seeds=table["seed"].tolist(), out=rows, **options)
+            tables.append(table)
         run.save("synthetic.npy", windows)
         del windows, rows
     table = pd.concat(tables, ignore_index=True).assign(generator=chosen)
