@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['check_conditions', 'row_noise', 'generate', 'build_generator']
 
-# %% ../nbs/04_gan.ipynb #0eaa3598
+# %% ../nbs/04_gan.ipynb #44bfc7bc
 import numpy as np
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from .config import Config
 from .core import MusemoError, autocast, progress
 from .flow import Flow
 from .gan import Generator
+from .residual import build_residual
 
 # %% ../nbs/04_gan.ipynb #d5283812
 def check_conditions(
@@ -39,7 +40,7 @@ def row_noise(
     rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return torch.stack(rows)
 
-# %% ../nbs/04_gan.ipynb #2ac36778
+# %% ../nbs/04_gan.ipynb #8ee45cdd
 @torch.inference_mode()
 def generate(
     generator: nn.Module,  # noise_size(T); (B, noise_size), (B, 2), T -> (B, 1, M, T) in [-1, 1]
@@ -71,7 +72,9 @@ def generate(
 
 def build_generator(
     config: Config,
-    name: str,  # gan or flow
+    name: str,  # gan, residual or flow
 ) -> nn.Module:
     "Build one of the generators, untrained, from torch's global random state."
+    if name == "residual":
+        return build_residual(config)[0]
     return {"gan": Generator, "flow": Flow}[name](config)

@@ -21,6 +21,7 @@ SMALL = {
     "flow.draw_steps": 3,
     "gan.samples": 8,
     "gan.channels": 16,
+    "gan.narrowest": 8,
     "gan.epochs": 1,
     "synthesis.songs": 2,
 }

@@ -12,10 +12,11 @@ from musemo.flow_training import fit_flow
 from musemo.gan_training import fit_gan
 from musemo.movers import Keeper
 from musemo.presets import make_config
+from musemo.residual_training import fit_residual
 from tests.test_flow import SMALL
 from tests.test_gan import artifacts, write_run
 
-FITS = {"gan": fit_gan, "flow": fit_flow}
+FITS = {"gan": fit_gan, "residual": fit_residual, "flow": fit_flow}
 
 
 def small(**values):

@@ -191,6 +191,7 @@ class GanConfig(Section):
     latent: int = setting(128, "numbers", "noise vector", ge=1)
     condition: int = setting(64, "numbers", "embedding of valence and arousal", ge=2)
     channels: int = setting(256, "channels", "of the generator's seed map; multiple of 16", ge=16)
+    narrowest: int = setting(32, "channels", "of its finest layers", ge=8, multiple_of=8)
     attention_after: int = setting(
         1, "layer", "up-sampling layers before self-attention", ge=0, le=3
     )
@@ -223,9 +224,20 @@ class GanConfig(Section):
     def _check(self):
         if self.weak_below >= self.strong_above or self.min_steps > self.max_steps:
             raise ValueError("weak_below < strong_above and min_steps <= max_steps must hold")
-        if self.channels % 16:
-            raise ValueError("channels must be a multiple of 16")
+        if self.channels % 16 or self.narrowest > self.channels:
+            raise ValueError("channels must be a multiple of 16, and narrowest no more")
         return self
+
+
+# %%
+#| export
+class ResidualConfig(Section):
+    "The residual GAN: what it has of its own; size and schedule are those of `gan`."
+
+    learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
+    penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
+    penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
+    augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
 
 
 # %% [markdown]
@@ -287,7 +299,9 @@ class SynthesisConfig(Section):
 
     songs: int = setting(3200, "songs", "synthetic songs for the training part", ORIGINAL, ge=0)
     jitter: float = setting(0.1, "[-1, 1]", "spread around a real song's label", ge=0, le=1)
-    generator: Literal["best", "gan", "flow"] = setting("best", "-", "best: of section 6's score")
+    generator: Literal["best", "gan", "residual", "flow"] = setting(
+        "best", "-", "best: of section 6's score"
+    )
 
 
 class InversionConfig(Section):
@@ -382,13 +396,14 @@ class Config(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "-", "of forward passes; auto: half on a GPU", SPEC
     )
-    generators: tuple[Literal["gan", "flow"], ...] = setting(
+    generators: tuple[Literal["gan", "residual", "flow"], ...] = setting(
         ("gan",), "-", "trained and judged side by side", min_length=1
     )
     checkpoint: float = setting(60, "s", "between states kept of a training; 0: none", ge=0)
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()
+    residual: ResidualConfig = ResidualConfig()
     flow: FlowConfig = FlowConfig()
     quality: QualityConfig = QualityConfig()
     synthesis: SynthesisConfig = SynthesisConfig()

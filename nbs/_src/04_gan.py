@@ -15,8 +15,9 @@
 # %%
 #| export
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -51,6 +52,7 @@ from musemo.config import Config
 from musemo.core import MusemoError, autocast, progress
 from musemo.flow import Flow
 from musemo.gan import Generator
+from musemo.residual import build_residual
 
 # %%
 #| hide
@@ -125,96 +127,59 @@ test_close(attention(x.flip(3)), attention(x).flip(3), eps=1e-5)
 
 
 # %% [markdown]
-# ## Up-sampling without a checkerboard
+# ## A layer that knows chords and beats
 #
-# A transposed convolution paints overlapping stamps. With kernel 4 and stride 2 every output
-# pixel lies under equally many, and still the stamps print a pattern of period two; a
-# discriminator that hunts it never gets to the music. The fixed kernel 1 2 1 in both
-# directions has a zero exactly there: what period two a layer prints, it takes away.
-
-
-# %%
-#| export
-class Doubling(nn.ConvTranspose2d):
-    "A transposed convolution that doubles a map, smoothed so that it prints no pattern."
-
-    def __init__(
-        self,
-        inputs: int,  # channels in
-        outputs: int,  # channels out
-    ):
-        super().__init__(inputs, outputs, kernel_size=4, stride=2, padding=1)
-        hill = torch.tensor([0.25, 0.5, 0.25])
-        kernel = (hill[:, None] * hill).expand(outputs, 1, 3, 3)
-        self.register_buffer("kernel", kernel.contiguous(), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        "Double: (B, C, m, t) -> (B, outputs, 2m, 2t)."
-        x = F.pad(super().forward(x), (1, 1, 1, 1), mode="replicate")
-        return F.conv2d(x, self.kernel.to(x.dtype), groups=self.out_channels)
-
-
-# %% [markdown]
-# The proof: a flat map goes in, and how much neighbours differ inside what comes out is the
-# pattern that the layer itself prints.
-
-
-# %%
-def printed_pattern(layer):
-    "Draw a flat map and measure how far columns differ from their neighbours."
-    with torch.no_grad():
-        drawn = layer(torch.ones(1, 16, 8, 16))[0, 0, 4:-4, 4:-4]
-    return drawn, float(drawn.diff(dim=1).abs().mean() / drawn.abs().mean())
-
-
-torch.manual_seed(0)
-plain, printed = printed_pattern(nn.ConvTranspose2d(16, 4, 4, 2, 1))
-smooth, left = printed_pattern(Doubling(16, 4))
-assert printed > 0.1
-test_close(left, 0, eps=1e-5)
-figure, axes = subplots(1, 2, size=(3, 1.8))
-for panel, picture, title in zip(axes, (plain, smooth), ("transposed", "smoothed"), strict=True):
-    panel.imshow(picture - picture.mean(), vmin=-0.3, vmax=0.3, cmap="gray")
-    panel.set(title=title, xlabel="frame", ylabel="band")
-    panel.grid(False)
-
-
-# %% [markdown]
-# ## A layer that hears the condition
+# Music is lines: a partial holds its band through time, an onset crosses all bands at once. A
+# generator with all its chance in the seed draws clouds instead, and one with chance in every
+# cell draws grain. So each up-sampling layer gets a number for each band, the same at all times,
+# and a number for each time, the same in all bands: which partials sound, and where the beats
+# fall, is drawn and not computed.
 #
-# A condition that enters only at the seed is washed out on the way. Each up-sampling layer
-# therefore normalises its channels and lets the condition set their level and contrast anew.
-# Noise stays at the seed. Groups are normalised within one picture, so a picture does not
-# depend on its batch.
+# A condition that enters only at the seed is washed out on the way. Each layer therefore
+# normalises its channels and lets the condition set their level and contrast anew. `position`
+# says how high a band is, which convolutions cannot know.
 
 
 # %%
 #| export
 class UpSampling(nn.Module):
-    "Double a map, then set each channel's contrast and level from the condition."
+    "Double a map, add chance by band and by time, hear the condition."
 
     def __init__(
         self,
         inputs: int,  # channels in
         outputs: int,  # channels out
         condition: int,  # D, numbers of the embedded condition
+        bands: int,  # of what comes out
     ):
         super().__init__()
-        self.conv = Doubling(inputs, outputs)
+        self.conv = nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+        self.position = nn.Parameter(torch.zeros(1, outputs, bands, 1))
         self.norm = nn.GroupNorm(max(1, outputs // 8), outputs, affine=False)
+        self.chance = nn.Parameter(0.2 * torch.randn(2, outputs, 1, 1))  # by band, by time
         self.style = nn.Linear(condition, 2 * outputs)
         nn.init.normal_(self.style.weight, std=0.05)
         nn.init.zeros_(self.style.bias)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        "Up-sample: (B, C, m, t), (B, D) -> (B, outputs, 2m, 2t)."
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, C, m, t)
+        condition: torch.Tensor,  # (B, D)
+        by_band: torch.Tensor,  # (B, 2m) noise
+        by_time: torch.Tensor,  # (B, 2t) noise
+    ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
+        "Up-sample a map."
         contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu(self.norm(self.conv(x)) * (1 + contrast) + level, 0.2)
+        x = self.norm(self.conv(x) + self.position)
+        x = x + self.chance[0] * by_band[:, None, :, None]
+        x = x + self.chance[1] * by_time[:, None, None, :]
+        return F.leaky_relu(x * (1 + contrast) + level, 0.2)
 
 
 # %%
-layer, condition = UpSampling(16, 8, 6), torch.randn(2, 6)
-test_eq(layer(torch.randn(2, 16, 4, 5), condition).shape, (2, 8, 8, 10))
+layer, condition = UpSampling(16, 8, 6, 8), torch.randn(2, 6)
+drawn = layer(torch.randn(2, 16, 4, 5), condition, torch.randn(2, 8), torch.randn(2, 10))
+test_eq(drawn.shape, (2, 8, 8, 10))
 
 
 # %% [markdown]
@@ -275,6 +240,7 @@ test_close(blend_windows(cuts, 100), piece, eps=1e-5)
 #
 # `level` is one number a band, added before tanh. Section 5 starts it at the mean spectrum of
 # the training songs, so that not a step is spent on finding that treble is quieter than bass.
+# No layer is narrower than `gan.narrowest`: the last ones draw what is finest.
 
 
 # %%
@@ -282,24 +248,34 @@ test_close(blend_windows(cuts, 100), piece, eps=1e-5)
 class Generator(nn.Module):
     "Draw log-mel windows for wanted emotions."
 
-    def __init__(self, config: Config):
+    def __init__(
+        self,
+        config: Config,
+        layer: Callable[..., nn.Module] = UpSampling,  # of the arguments of UpSampling
+    ):
         super().__init__()
         gan, bands = config.gan, config.audio.n_mels
         self.latent, self.frames, self.attention_after = gan.latent, gan.frames, gan.attention_after
         self.seed_shape = (gan.channels, bands // 16, math.ceil(gan.frames / 16))
-        sizes = [gan.channels >> i for i in range(5)]  # C, C/2, ... C/16
+        sizes = [max(gan.channels >> i, gan.narrowest) for i in range(5)]  # C, C/2, ... C/16
         self.condition = condition_mlp(gan.condition, gan.condition)
         self.seed = nn.Linear(gan.latent + gan.condition, math.prod(self.seed_shape))
         self.layers = nn.ModuleList(
-            UpSampling(a, b, gan.condition) for a, b in zip(sizes, sizes[1:], strict=False)
+            layer(a, b, gan.condition, bands // 8 << i) for i, (a, b) in enumerate(pairwise(sizes))
         )
         self.attention = SelfAttention(sizes[gan.attention_after])
         self.last = nn.Conv2d(sizes[-1], 1, kernel_size=3, padding=1)
         self.level = nn.Parameter(torch.zeros(bands, 1))
 
+    def noise_parts(self, frames: int) -> list[int]:
+        "Count the noise of a piece: of its seed maps, then by band and by time of each layer."
+        columns = math.ceil(frames / 16)
+        strips = [size << i + 1 for i in range(4) for size in (self.seed_shape[1], columns)]
+        return [self.latent * len(window_starts(columns, self.seed_shape[2])), *strips]
+
     def noise_size(self, frames: int) -> int:
         "Say how many numbers of noise a piece of some frames grows from."
-        return self.latent * len(window_starts(-(-frames // 16), self.seed_shape[2]))
+        return sum(self.noise_parts(frames))
 
     def forward(
         self,
@@ -309,12 +285,13 @@ class Generator(nn.Module):
     ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
         "Draw one window, or one longer piece, for each row."
         condition, frames = self.condition(labels), frames or self.frames
+        noise, *strips = noise.split(self.noise_parts(frames), dim=1)
         noise = noise.unflatten(1, (-1, self.latent))  # (B, K, latent)
         both = torch.cat([noise, condition[:, None].expand(-1, noise.shape[1], -1)], dim=2)
-        x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), -(-frames // 16))
+        x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), math.ceil(frames / 16))
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
-            x = layer(x, condition)
+            x = layer(x, condition, *strips[2 * i : 2 * i + 2])
         return torch.tanh(self.last(x) + self.level)[..., :frames]
 
 
@@ -323,15 +300,16 @@ class Generator(nn.Module):
 # another condition gives another picture.
 
 # %%
-tiny = {"gan.channels": 16, "gan.latent": 8, "gan.condition": 4}
-noise, labels = torch.randn(2, 8), torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
+tiny = {"gan.channels": 16, "gan.narrowest": 8, "gan.latent": 8, "gan.condition": 4}
+labels = torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
 for frames in (64, 100, 1292):
-    wide = make_config("full", {**tiny, "gan.frames": frames, "dataset.window_frames": frames})
-    drawn = Generator(wide)(noise, labels)
+    wide = Generator(make_config("full", {**tiny, "gan.frames": frames}))
+    drawn = wide(torch.randn(2, wide.noise_size(frames)), labels)
     test_eq(drawn.shape, (2, 1, 128, frames))
     assert drawn.abs().max() <= 1
 small = make_config("smoke", tiny)
 generator = Generator(small)
+noise = torch.randn(2, generator.noise_size(64))
 assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)))
 
 
@@ -342,28 +320,45 @@ assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)
 # label holds for the whole window, so its map varies over bands and repeats over frames.
 # Spectral norm bounds every layer: the verdict cannot jump for a change nobody would hear.
 #
-# Two measures serve what we found hard at this scale. The map is scaled to the loudness of a
-# picture, or the bounded layers would overhear it. And the last layer also reads how much the
-# pictures of a batch differ: a generator that draws one picture for everyone is found out.
+# Bounded layers overhear what is small. So pictures come in with the songs' band means taken
+# off and divided by their deviation, and the map is as loud as a picture.
+#
+# Three verdicts where the original has one. Each place of the last map gives its own: texture is
+# judged everywhere at once, and a batch teaches hundreds of times as much. So does each column
+# over all bands: an onset crosses them, and no place alone would miss it. Last the whole window,
+# which also reads how much columns and pictures differ: one picture for everyone is found out.
 
 
 # %%
 #| export
-class Discriminator(nn.Module):
-    "Tell real windows from drawn ones, given the emotion; the verdict is a logit."
+def halving(inputs: int, outputs: int) -> nn.Module:
+    "Make a strided convolution: (B, inputs, m, t) -> (B, outputs, m / 2, t / 2)."
+    return nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
 
-    def __init__(self, config: Config):
+
+class Discriminator(nn.Module):
+    "Tell real windows from drawn ones, given the emotion; the verdicts are logits."
+
+    def __init__(
+        self,
+        config: Config,
+        layer: Callable[[int, int], nn.Module] = halving,
+        bound: Callable[[nn.Module], nn.Module] = spectral_norm,  # wraps each layer with weights
+    ):
         super().__init__()
         gan, bands = config.gan, config.audio.n_mels
         self.bands = bands
-        sizes = [2, *(gan.channels >> i for i in (3, 2, 1, 0))]  # two input channels
+        sizes = [2, *(max(gan.channels >> i, gan.narrowest) for i in (3, 2, 1, 0))]
         mlp = condition_mlp(gan.condition, bands)
-        self.condition = nn.Sequential(spectral_norm(mlp[0]), mlp[1], spectral_norm(mlp[2]))
-        self.layers = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, kernel_size=4, stride=2, padding=1))
-            for a, b in zip(sizes, sizes[1:], strict=False)
-        )
-        self.verdict = spectral_norm(nn.Linear(gan.channels * bands // 16 + 1, 1))
+        self.condition = nn.Sequential(bound(mlp[0]), mlp[1], bound(mlp[2]))
+        self.layers = nn.ModuleList(bound(layer(a, b)) for a, b in pairwise(sizes))
+        self.position = nn.Parameter(torch.zeros(1, sizes[1], bands // 2, 1))
+        self.place = bound(nn.Conv2d(gan.channels, 1, 1))
+        self.over_bands = bound(nn.Conv2d(gan.channels, gan.channels, (bands // 16, 1)))
+        self.column = bound(nn.Conv1d(gan.channels, 1, 1))
+        self.whole = bound(nn.Linear(2 * gan.channels + 1, 1))
+        self.register_buffer("band_means", torch.zeros(bands, 1))
+        self.register_buffer("deviation", torch.ones(1))
 
     def condition_map(self, labels: torch.Tensor, frames: int) -> torch.Tensor:
         "Draw valence and arousal as a map: (B, 2) -> (B, 1, M, frames)."
@@ -374,15 +369,19 @@ class Discriminator(nn.Module):
         self,
         pictures: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
         labels: torch.Tensor,  # (B, 2) valence and arousal in [-1, 1]
-    ) -> torch.Tensor:  # (B,) logits, above 0: real
-        "Judge each window by its look and its emotion."
-        x = F.pad(pictures, (0, -pictures.shape[3] % 16), value=-1.0)  # -1 is silence
+    ) -> tuple[torch.Tensor, ...]:  # logits, above 0: real; (B, 1), (B, T / 16), (B, M T / 256)
+        "Judge the whole window, each column and each place, by look and emotion."
+        x = F.pad(pictures, (0, -pictures.shape[3] % 16, 0, 0), mode="replicate")
+        x = (x - self.band_means) / self.deviation
         x = torch.cat([x, self.condition_map(labels, x.shape[3])], dim=1)
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-        x = x.mean(dim=3).flatten(1) * x.shape[3] ** 0.5  # (B, C * M / 16)
-        spread = 10 * x.std(dim=0, correction=0).mean()  # Karras 2018, over the batch
-        return self.verdict(torch.cat([x, spread.expand(len(x), 1)], dim=1))[:, 0]
+        for i, layer in enumerate(self.layers):
+            x = layer(x) if i else layer(x) + self.position
+            x = F.leaky_relu(x, 0.2)
+        columns = F.leaky_relu(self.over_bands(x)[:, :, 0], 0.2)  # (B, C, T / 16)
+        seen = torch.cat([columns.mean(2), columns.std(2, correction=0)], dim=1)
+        spread = 10 * seen.std(dim=0, correction=0).mean()  # Karras 2018, over the batch
+        whole = self.whole(torch.cat([seen, spread.expand(len(x), 1)], dim=1))
+        return whole, self.column(columns)[:, 0], self.place(x).flatten(1)
 
 
 # %% [markdown]
@@ -394,11 +393,11 @@ torch.manual_seed(0)
 discriminator = Discriminator(small)
 pictures = torch.randn(4, 1, 128, 50).tanh()
 for _ in range(60):
-    logits = discriminator(pictures, torch.randn(4, 2).tanh())
-test_eq(logits.shape, (4,))
+    verdicts = discriminator(pictures, torch.randn(4, 2).tanh())
+test_eq([verdict.shape[1] for verdict in verdicts], [1, 4, 32])
 test_eq(discriminator.condition_map(labels, 50).shape, (2, 1, 128, 50))
 for layer in discriminator.modules():
-    if isinstance(layer, nn.Conv2d | nn.Linear):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
         test_close(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item(), 1, eps=0.05)
 
 
@@ -422,14 +421,85 @@ def network_sizes(**networks: nn.Module) -> dict[str, int]:
 
 # %%
 L, D, seed = 8, 4, 16 * 8 * 4  # the tiny pair at 128 x 64: latent, condition, seed map
-pairs = [(16, 8), (8, 4), (4, 2), (2, 1)]
-ups = sum(a * b * 16 + b + D * 2 * b + 2 * b for a, b in pairs)
+pairs = [(16, 8)] + [(8, 8)] * 3
+ups = sum(
+    a * b * 16 + b + b * (16 << i) + 2 * b + D * 2 * b + 2 * b for i, (a, b) in enumerate(pairs)
+)
 attention = (8 * 24 + 24) + (8 * 8 + 8) + 1
-drawing = (2 * D + D) + (D * D + D) + ((L + D) * seed + seed) + ups + attention + (9 + 1) + 128
-downs = sum(a * b * 16 + b for a, b in [(2, 2), (2, 4), (4, 8), (8, 16)])
-judging = (2 * D + D) + (D * 128 + 128) + downs + (16 * 8 + 1 + 1)
+drawing = (2 * D + D) + (D * D + D) + ((L + D) * seed + seed) + ups + attention + (8 * 9 + 1) + 128
+downs = sum(a * b * 16 + b for a, b in [(2, 8), (8, 8), (8, 8), (8, 16)]) + 8 * 64
+heads = (16 + 1) + (16 * 16 * 8 + 16) + (16 + 1) + (33 + 1)
+judging = (2 * D + D) + (D * 128 + 128) + downs + heads
 pair = dict(zip(("generator", "discriminator"), build_gan(small), strict=True))
 test_eq(network_sizes(**pair), {"generator": drawing, "discriminator": judging})
+
+# %% [markdown]
+# ## A residual pair
+#
+# Today's plain baseline (Huang 2024, R3GAN) has the same task and other bricks: each layer adds
+# to what passes beside it, no weight is bounded, and the loss of section 5 keeps the peace. It
+# draws with the same kinds of chance and is judged by the same three verdicts.
+
+# %%
+#| export residual
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from musemo.config import Config
+from musemo.gan import Discriminator, Generator, UpSampling
+
+
+# %%
+#| export residual
+class ResidualUp(UpSampling):
+    "Double a map by repeating its cells, and add what two convolutions make of it."
+
+    def __init__(self, inputs: int, outputs: int, condition: int, bands: int):
+        super().__init__(inputs, outputs, condition, bands)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, C, m, t)
+        condition: torch.Tensor,  # (B, D)
+        by_band: torch.Tensor,  # (B, 2m) noise
+        by_time: torch.Tensor,  # (B, 2t) noise
+    ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
+        "Up-sample a map."
+        x = F.interpolate(x, scale_factor=2.0)
+        return self.skip(x) + self.second(super().forward(x, condition, by_band, by_time))
+
+
+class ResidualDown(nn.Module):
+    "Halve a map by its mean, and add what two convolutions make of it."
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Down-sample: (B, C, m, t) -> (B, outputs, m / 2, t / 2)."
+        return self.skip(F.avg_pool2d(x, 2)) + self.second(F.leaky_relu(self.first(x), 0.2))
+
+
+# %%
+#| export residual
+def build_residual(config: Config) -> tuple[Generator, Discriminator]:
+    "Build the untrained residual pair from torch's global random state."
+    return Generator(config, ResidualUp), Discriminator(config, ResidualDown, lambda x: x)
+
+
+# %%
+residual = dict(zip(("generator", "discriminator"), build_residual(small), strict=True))
+drawn = residual["generator"](noise, labels)
+test_eq(drawn.shape, (2, 1, 128, 64))
+test_eq([x.shape[1] for x in residual["discriminator"](drawn, labels)], [1, 4, 32])
+network_sizes(**residual)
 
 
 # %% [markdown]
@@ -790,15 +860,17 @@ def generate(
 
 def build_generator(
     config: Config,
-    name: str,  # gan or flow
+    name: str,  # gan, residual or flow
 ) -> nn.Module:
     "Build one of the generators, untrained, from torch's global random state."
+    if name == "residual":
+        return build_residual(config)[0]
     return {"gan": Generator, "flow": Flow}[name](config)
 
 
 # %%
 wanted = np.array([[0.8, 0.7], [-0.8, -0.6], [0, 0]])
-for name in ("gan", "flow"):
+for name in ("gan", "residual", "flow"):
     drawer = build_generator(small, name)
     drawn = generate(drawer, wanted, seeds=[1, 2, 3], frames=64)
     test_eq((drawn.shape, drawn.dtype), ((3, 128, 64), np.float16))
@@ -833,7 +905,7 @@ def kept_numbers(
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = network(*inputs)  # alive until counted, so that no address is used twice
-    assert result.requires_grad
+    assert result is not None
     return sum(count for address, count in kept.items() if address not in weights)
 
 
@@ -843,7 +915,7 @@ def training_memory(
     discriminator: Discriminator,
 ) -> float:  # MB, in full precision
     "Estimate what a training step needs: weights, optimiser and a batch on its way."
-    noise, labels = torch.zeros(1, generator.latent), torch.zeros(1, 2)
+    noise, labels = torch.zeros(1, generator.noise_size(config.gan.frames)), torch.zeros(1, 2)
     picture = torch.zeros(1, 1, config.audio.n_mels, generator.frames)
     window = kept_numbers(generator, noise, labels) + kept_numbers(discriminator, picture, labels)
     sizes = network_sizes(generator=generator, discriminator=discriminator)

@@ -510,19 +510,29 @@ test_eq([next_steps(share, 3, gan) for share in (0.60, 0.80, 0.95)], [1, 1, 1])
 # %%
 #| export
 def verdict_loss(
-    logits: torch.Tensor,  # (B,) above 0: judged real
+    verdicts: tuple[torch.Tensor, ...],  # logits (B, any), above 0: judged real
     truth: float,  # 1: real, 0: not
 ) -> torch.Tensor:  # nats
-    "Cross-entropy of the discriminator's verdicts with what they should be."
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
+    "Cross-entropy of verdicts with what they should be; each kind counts alike."
+    kinds = [
+        F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits.float(), truth))
+        for logits in verdicts
+    ]
+    return torch.stack(kinds).mean()
+
+
+def joint_logit(verdicts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    "Join the verdicts on each window into one logit, (B,)."
+    return torch.stack([logits.float().mean(1) for logits in verdicts]).mean(0)
 
 
 # %% [markdown]
 # Whoever cannot tell pays ln 2 a kind: that is the level both losses are read against.
 
 # %%
-test_close(verdict_loss(torch.zeros(4), 1.0).item(), np.log(2))
-test_close(verdict_loss(torch.full((4,), 90.0), 0.0).item(), 90)
+test_close(verdict_loss((torch.zeros(4, 1), torch.zeros(4, 9)), 1.0).item(), np.log(2))
+test_close(verdict_loss((torch.full((4, 2), 90.0),), 0.0).item(), 90)
+test_eq(joint_logit((torch.ones(4, 1), torch.zeros(4, 9))), torch.full((4,), 0.5))
 
 
 # %% [markdown]
@@ -530,8 +540,11 @@ test_close(verdict_loss(torch.full((4,), 90.0), 0.0).item(), 90)
 #
 # Drawn windows are asked for emotions that real songs have, moved a little, as section 7 will
 # ask. Real labels are moved alike, or the discriminator would know drawn ones by odd numbers.
-# Both rates fall by 1 % an epoch. Instance noise veils what the discriminator sees, real and
-# drawn: details too fine to learn early cannot give a drawing away. It fades to nothing.
+# Both rates fall by 1 % an epoch. In the discriminator's turn windows go in apart, since it also
+# looks at how much a batch differs within itself. The generator's turn leaves no gradient in it:
+# the original's discriminator stepped on gradients that were left there. Instance noise veils
+# what the discriminator sees, real and drawn: details too fine to learn early cannot give a
+# drawing away. It fades to nothing.
 
 
 # %%
@@ -556,23 +569,38 @@ class GanLearner(Learner):
         self.epoch_steps = math.ceil(windows / self.gan.batch_size)
         steps = self.gan.epochs * self.epoch_steps
         super().__init__(config, device, steps=steps, batch_size=self.gan.batch_size)
-        generator, discriminator = build_gan(config)
-        generator.level.data.copy_(songs.levels()[0].clamp(-0.99, 0.99).atanh())
-        options = {"betas": (self.gan.beta1, 0.999), "clip": self.gan.clip_norm}
+        self.build(config, *songs.levels())
+        self.average_from(self.gan.averaging)
+
+    def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
+        "Take both networks into training, at the songs' levels: (M, 1), (1,)."
+        pair, self.rate = build_gan(config), self.gan.learning_rate
+        self.put_pair(pair, means, deviation, betas=(self.gan.beta1, 0.999))
+
+    def put_pair(self, pair, means: torch.Tensor, deviation: torch.Tensor, **options) -> None:
+        "Tell a pair the songs' levels and take it into training."
+        generator, discriminator = pair
+        generator.level.data.copy_(means.clamp(-0.99, 0.99).atanh())
+        discriminator.band_means, discriminator.deviation = means, deviation
+        options["clip"] = self.gan.clip_norm
         self.generator = self.put("generator", generator, **options)
         self.discriminator = self.put("discriminator", discriminator, **options)
-        self.average_from(self.gan.averaging)
 
     def veil(self, pictures: torch.Tensor, step: int) -> torch.Tensor:
         "Add a step's instance noise to what the discriminator sees: (B, 1, M, T)."
         noise = self.gan.instance_noise * (1 - step / self.steps)
         return pictures + noise * self.normal(*pictures.shape) if noise else pictures
 
+    def draw(self, labels: torch.Tensor) -> torch.Tensor:
+        "Have one window drawn for each label: (B, 2) -> (B, 1, M, T)."
+        network = self.generator.network
+        return network(self.normal(len(labels), network.noise_size(self.gan.frames)), labels)
+
     def ask(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Have one window drawn for each label, in another order: (B, 1, M, T), (B, 2)."
+        "Have windows drawn for such labels, in another order: (B, 1, M, T), (B, 2)."
         order = torch.randperm(len(labels), generator=self.rng, device=self.device)
-        wanted, network = self.move(labels[order], self.jitter), self.generator.network
-        return network(self.normal(len(labels), network.latent), wanted), wanted
+        wanted = self.move(labels[order], self.jitter)
+        return self.draw(wanted), wanted
 
     def learn(self, real: torch.Tensor, labels: torch.Tensor, rows: list[dict]) -> dict:
         "Play a round: as many steps of the discriminator as the rule says, one of the generator."
@@ -580,71 +608,57 @@ class GanLearner(Learner):
         if rows:
             accuracy = (rows[-1]["accuracy_real"] + rows[-1]["accuracy_fake"]) / 2
             turns = next_steps(accuracy, rows[-1]["discriminator_steps"], self.gan)
-        rate = self.gan.learning_rate * self.gan.decay ** (step // self.epoch_steps)
+        rate = self.rate * self.gan.decay ** (step // self.epoch_steps)
         for _ in range(turns):
-            row = discriminator_step(self, real, labels, rate=rate, step=step)
-        row |= generator_step(self, labels, rate=rate, step=step)
+            row = self.discriminator_step(real, labels, rate=rate, step=step)
+        row |= self.generator_step(real, labels, rate=rate, step=step)
         ratio = row["generator_loss"] / max(row["discriminator_loss"], 1e-8)
         return row | {"loss_ratio": ratio, "discriminator_steps": turns, "rate": rate}
 
+    def discriminator_step(
+        self,
+        real: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
+        labels: torch.Tensor,  # (B, 2)
+        *,
+        rate: float,  # the generator's
+        step: int,
+    ) -> dict[str, float]:  # loss, accuracies, gradient norm
+        "Let the discriminator learn once."
+        network = self.discriminator.network
+        with autocast(self.device, self.precision):
+            with torch.no_grad():
+                drawn, wanted = self.ask(labels)
+            own, others = (self.move(x, self.jitter) for x in (labels, labels.roll(1, 0)))
+            turns = (real, own), (drawn, wanted), (real, others)
+            verdicts = [network(self.veil(seen, step), asked) for seen, asked in turns]
+        weights = 1 + self.gan.swapped, 1, self.gan.swapped  # as much true as false
+        parts = zip(weights, verdicts, (1, 0, 0), strict=True)
+        loss = sum(weight * verdict_loss(x, truth) for weight, x, truth in parts)
+        norm = self.discriminator.follow(loss, rate * self.gan.discriminator_rate)
+        row = {"discriminator_loss": loss.item(), "discriminator_norm": norm}
+        right = accuracies(*map(joint_logit, verdicts[:2]))
+        return row | dict(zip(("accuracy_real", "accuracy_fake"), right, strict=True))
 
-# %% [markdown]
-# ## The adversarial step
-#
-# The discriminator's turn. Real and drawn windows go in apart, since it also looks at how much
-# a batch differs within itself. What the generator draws here needs no gradient.
+    def generator_step(
+        self,
+        real: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
+        labels: torch.Tensor,  # (B, 2)
+        *,
+        rate: float,
+        step: int,
+    ) -> dict[str, float]:  # loss, gradient norm
+        "Let the generator learn once; leaves nothing in the discriminator."
+        judge = self.discriminator.network.requires_grad_(False)
+        with autocast(self.device, self.precision):
+            drawn, wanted = self.ask(labels)
+            loss = verdict_loss(judge(self.veil(drawn, step), wanted), 1)
+        norm = self.generator.follow(loss, rate)
+        judge.requires_grad_(True)
+        return {"generator_loss": loss.item(), "generator_norm": norm}
 
 
 # %%
 #| export
-def discriminator_step(
-    learner: GanLearner,
-    real: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
-    labels: torch.Tensor,  # (B, 2)
-    *,
-    rate: float,  # the generator's
-    step: int,
-) -> dict[str, float]:  # loss, accuracies, gradient norm
-    "Let the discriminator learn once."
-    gan, side = learner.gan, learner.discriminator
-    with autocast(learner.device, learner.precision):
-        with torch.no_grad():
-            drawn, wanted = learner.ask(labels)
-        own, others = (learner.move(x, learner.jitter) for x in (labels, labels.roll(1, 0)))
-        turns = (real, own), (drawn, wanted), (real, others)
-        logits = [side.network(learner.veil(seen, step), asked).float() for seen, asked in turns]
-    weights = 1 + gan.swapped, 1, gan.swapped  # as much true as false
-    loss = sum(w * verdict_loss(x, t) for w, x, t in zip(weights, logits, (1, 0, 0), strict=True))
-    norm = side.follow(loss, rate * gan.discriminator_rate)
-    row = {"discriminator_loss": loss.item(), "discriminator_norm": norm}
-    return row | dict(zip(("accuracy_real", "accuracy_fake"), accuracies(*logits[:2]), strict=True))
-
-
-# %% [markdown]
-# The generator's turn, through a discriminator that is held still: it keeps no gradient. The
-# original's discriminator stepped on gradients that this turn had left in it.
-
-
-# %%
-#| export
-def generator_step(
-    learner: GanLearner,
-    labels: torch.Tensor,  # (B, 2)
-    *,
-    rate: float,
-    step: int,
-) -> dict[str, float]:  # loss, gradient norm
-    "Let the generator learn once; leaves nothing in the discriminator."
-    judge = learner.discriminator.network.requires_grad_(False)
-    with autocast(learner.device, learner.precision):
-        drawn, wanted = learner.ask(labels)
-        logits = judge(learner.veil(drawn, step), wanted)
-    loss = verdict_loss(logits.float(), 1)
-    norm = learner.generator.follow(loss, rate)
-    judge.requires_grad_(True)
-    return {"generator_loss": loss.item(), "generator_norm": norm}
-
-
 def fit_gan(run: Run, config: Config) -> tuple:  # history, what was asked, windows drawn
     "Train the specification's GAN on the run's training songs, draw samples, and save both."
     return fit_generator(run, config, "gan", GanLearner)
@@ -656,7 +670,7 @@ def fit_gan(run: Run, config: Config) -> tuple:  # history, what was asked, wind
 
 # %%
 toy_values = {"gan.epochs": 3, "gan.batch_size": 6, "gan.learning_rate": 2e-3}
-toy = make_config("smoke", {"gan.channels": 16, **toy_values})
+toy = make_config("smoke", {"gan.channels": 16, "gan.narrowest": 8, **toy_values})
 toy_rng = np.random.default_rng(0)
 toy_labels = toy_rng.uniform(-1, 1, (12, 2))
 toy_noise = toy_rng.normal(0, 0.2, (12, 128, 80))
@@ -744,6 +758,143 @@ with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
     names = ["gan.safetensors", "gan_history.json", "gan_samples.csv", "gan_samples.npy"]
     test_eq(sorted(left), names)
     assert left == right
+
+# %% [markdown]
+# ## The residual pair's step
+#
+# Relativistic: the discriminator does not call a window real, only more real than a drawn one of
+# the same emotion, and the generator wants the opposite (Jolicoeur-Martineau 2019). So there is
+# no way to win by rejecting everything. Gradient penalties on both kinds keep its verdicts
+# smooth around real and around drawn windows (Mescheder 2018). It sees windows moved in level,
+# pitch and time, some with a hole (Karras 2020): a hundred songs would soon be known by heart.
+
+# %%
+#| export residual_training
+import torch
+import torch.nn.functional as F
+
+from musemo.config import Config
+from musemo.core import Run, autocast
+from musemo.gan_training import GanLearner, joint_logit
+from musemo.generator_training import fit_generator
+from musemo.residual import build_residual
+
+
+# %%
+#| export residual_training
+def more_real(
+    verdicts: tuple[torch.Tensor, ...],  # logits (B, any)
+    than: tuple[torch.Tensor, ...],  # of windows of the same emotions
+) -> torch.Tensor:  # nats; ln 2: cannot tell
+    "Cross-entropy of one kind being judged more real than the other."
+    pairs = zip(verdicts, than, strict=True)
+    return torch.stack([F.softplus(b.float() - a.float()).mean() for a, b in pairs]).mean()
+
+
+def augment(
+    pictures: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
+    rng: torch.Generator,
+    share: float,  # of windows that each change is made to
+) -> torch.Tensor:
+    "Change windows at random: level by 5 dB, pitch by 3 bands, time; or cut a hole."
+    device, (count, _, bands, frames) = pictures.device, pictures.shape
+    chance = torch.rand(count, 6, generator=rng, device=device).cpu()
+    changed = []
+    for x, (level, pitch, start, hole, where, low) in zip(pictures, chance.tolist(), strict=True):
+        if level < share:
+            x = x + 0.2 * (level / share - 0.5)
+        if pitch < share:
+            x = x.roll(round(6 * pitch / share) - 3, dims=1)
+        if start < share:
+            x = x.roll(int(frames * start / share), dims=2)
+        if hole < share:
+            x, top, left = x.clone(), int(low * bands * 3 / 4), int(where * frames * 3 / 4)
+            x[:, top : top + bands // 4, left : left + frames // 4] = -1.0
+        changed.append(x)
+    return torch.stack(changed)
+
+
+# %%
+test_close(more_real((torch.zeros(3, 1),), (torch.zeros(3, 1),)).item(), np.log(2))
+assert more_real((torch.ones(3, 1),), (torch.zeros(3, 1),)) < np.log(2)
+shown = torch.zeros(8, 1, 64, 64)
+test_eq(augment(shown, torch.Generator().manual_seed(0), 0.0), shown)
+test_eq(augment(shown, torch.Generator().manual_seed(0), 0.9).shape, shown.shape)
+
+
+# %%
+#| export residual_training
+class ResidualLearner(GanLearner):
+    "The residual pair in training; the balance rule and the schedule are the GAN's."
+
+    units = GanLearner.units | {
+        "generator_loss": "nats; ln 2 where the discriminator is unsure",
+        "discriminator_loss": "nats; (1 + swapped) ln 2 where it is unsure",
+        "accuracy_real": "share of pairs where the real one is judged more real",
+        "accuracy_fake": "the same share",
+        "penalty": "squared gradient of the verdicts, real and drawn",
+    }
+
+    def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
+        "Take both networks into training, at the songs' levels: (M, 1), (1,)."
+        self.residual, self.rate = config.residual, config.residual.learning_rate
+        self.put_pair(build_residual(config), means, deviation, betas=(0.0, 0.99))
+
+    def seen(self, pictures: torch.Tensor) -> torch.Tensor:
+        "Augment what the discriminator sees: (B, 1, M, T)."
+        return augment(pictures, self.rng, self.residual.augment)
+
+    def penalty(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        "Square the gradient of the joint verdict by the picture: (B, 1, M, T), (B, 2) -> ()."
+        pictures = pictures.detach().requires_grad_(True)
+        logits = joint_logit(self.discriminator.network(pictures, labels))
+        (slope,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+        return slope.square().sum((1, 2, 3)).mean()
+
+    def discriminator_step(self, real, labels, *, rate: float, step: int) -> dict[str, float]:
+        "Let the discriminator learn once: (B, 1, M, T) in [-1, 1], (B, 2)."
+        network, own = self.discriminator.network, self.move(labels, self.jitter)
+        others = own.roll(1, 0)
+        with autocast(self.device, self.precision):
+            with torch.no_grad():
+                drawn = self.draw(own)
+            pair = [self.seen(x) for x in (real, drawn)]
+            turns = (pair[0], own), (pair[1], own), (pair[0], others)
+            true, false, swapped = (network(seen, asked) for seen, asked in turns)
+        loss = more_real(true, false) + self.gan.swapped * more_real(true, swapped)
+        row = {"discriminator_loss": loss.item(), "penalty": float("nan")}
+        if step % self.residual.penalty_every == 0:
+            penalty = sum(self.penalty(seen.float(), own) for seen in pair)
+            loss = loss + self.residual.penalty * self.residual.penalty_every / 2 * penalty
+            row["penalty"] = penalty.item()
+        row["discriminator_norm"] = self.discriminator.follow(
+            loss, rate * self.gan.discriminator_rate
+        )
+        right = (joint_logit(true) > joint_logit(false)).float().mean().item()
+        return row | {"accuracy_real": right, "accuracy_fake": right}
+
+    def generator_step(self, real, labels, *, rate: float, step: int) -> dict[str, float]:
+        "Let the generator learn once; leaves nothing in the discriminator."
+        judge = self.discriminator.network.requires_grad_(False)
+        own = self.move(labels, self.jitter)
+        with autocast(self.device, self.precision):
+            false, true = (judge(self.seen(x), own) for x in (self.draw(own), real))
+            loss = more_real(false, true)
+        norm = self.generator.follow(loss, rate)
+        judge.requires_grad_(True)
+        return {"generator_loss": loss.item(), "generator_norm": norm}
+
+
+def fit_residual(run: Run, config: Config) -> tuple:  # history, what was asked, windows drawn
+    "Train the residual pair on the run's training songs, draw samples, and save both."
+    return fit_generator(run, config, "residual", ResidualLearner)
+
+
+# %%
+residual_learner, rows = train_toy(ResidualLearner, toy)
+test_eq(set(rows[0]), set(ResidualLearner.units))
+with tempfile.TemporaryDirectory() as folder:
+    assert_same(residual_learner, resume_toy(ResidualLearner, toy, folder))
 
 # %% [markdown]
 # ## The flow's step

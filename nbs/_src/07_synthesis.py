@@ -127,7 +127,7 @@ def load_generator(
 # %%
 with tempfile.TemporaryDirectory() as folder:
     config, other = (
-        make_config("smoke", {"gan.channels": n, "gan.latent": 8, "audio.n_mels": 32})
+        make_config("smoke", {"gan.channels": n, "gan.narrowest": 8, "audio.n_mels": 32})
         for n in (16, 32)
     )
     weights = build_generator(config, "gan").state_dict()
