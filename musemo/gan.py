@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         mixed = mixed.transpose(2, 3).reshape(batch, channels, rows, columns)
         return x + self.gamma * self.out(mixed)
 
-# %% ../nbs/04_gan.ipynb #b080ff36
+# %% ../nbs/04_gan.ipynb #211afbb2
 class UpSampling(nn.Module):
     "Double a map, add chance by band and by time, hear the condition."
 
@@ -66,7 +66,8 @@ class UpSampling(nn.Module):
         self.conv = nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
         self.position = nn.Parameter(torch.zeros(1, outputs, bands, 1))
         self.norm = nn.GroupNorm(max(1, outputs // 8), outputs, affine=False)
-        self.chance = nn.Parameter(0.2 * torch.randn(2, outputs, 1, 1))  # by band, by time
+        scale = torch.tensor([0.2, 0.2, 0.05])  # by band, by time, by cell
+        self.chance = nn.Parameter(scale[:, None, None, None] * torch.randn(3, outputs, 1, 1))
         self.style = nn.Linear(condition, 2 * outputs)
         nn.init.normal_(self.style.weight, std=0.05)
         nn.init.zeros_(self.style.bias)
@@ -75,17 +76,19 @@ class UpSampling(nn.Module):
         self,
         x: torch.Tensor,  # (B, C, m, t)
         condition: torch.Tensor,  # (B, D)
-        by_band: torch.Tensor,  # (B, 2m) noise
-        by_time: torch.Tensor,  # (B, 2t) noise
+        noise: torch.Tensor,  # (B, 2m + 2t + 4mt) by band, by time, by cell
     ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
         "Up-sample a map."
         contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
         x = self.norm(self.conv(x) + self.position)
+        bands, frames = x.shape[2:]
+        by_band, by_time, by_cell = noise.split([bands, frames, bands * frames], dim=1)
         x = x + self.chance[0] * by_band[:, None, :, None]
         x = x + self.chance[1] * by_time[:, None, None, :]
+        x = x + self.chance[2] * by_cell.unflatten(1, (1, bands, frames))
         return F.leaky_relu(x * (1 + contrast) + level, 0.2)
 
-# %% ../nbs/04_gan.ipynb #0e33181c
+# %% ../nbs/04_gan.ipynb #a53422f2
 class Generator(nn.Module):
     "Draw log-mel windows for wanted emotions."
 
@@ -109,10 +112,11 @@ class Generator(nn.Module):
         self.level = nn.Parameter(torch.zeros(bands, 1))
 
     def noise_parts(self, frames: int) -> list[int]:
-        "Count the noise of a piece: of its seed maps, then by band and by time of each layer."
+        "Count the noise of a piece: of its seed maps, then of each layer."
         columns = math.ceil(frames / 16)
-        strips = [size << i + 1 for i in range(4) for size in (self.seed_shape[1], columns)]
-        return [self.latent * len(window_starts(columns, self.seed_shape[2])), *strips]
+        sizes = [(self.seed_shape[1] << i, columns << i) for i in range(1, 5)]
+        layers = [bands + times + bands * times for bands, times in sizes]
+        return [self.latent * len(window_starts(columns, self.seed_shape[2])), *layers]
 
     def noise_size(self, frames: int) -> int:
         "Say how many numbers of noise a piece of some frames grows from."
@@ -126,13 +130,13 @@ class Generator(nn.Module):
     ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
         "Draw one window, or one longer piece, for each row."
         condition, frames = self.condition(labels), frames or self.frames
-        noise, *strips = noise.split(self.noise_parts(frames), dim=1)
+        noise, *parts = noise.split(self.noise_parts(frames), dim=1)
         noise = noise.unflatten(1, (-1, self.latent))  # (B, K, latent)
         both = torch.cat([noise, condition[:, None].expand(-1, noise.shape[1], -1)], dim=2)
         x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), math.ceil(frames / 16))
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
-            x = layer(x, condition, *strips[2 * i : 2 * i + 2])
+            x = layer(x, condition, parts[i])
         return torch.tanh(self.last(x) + self.level)[..., :frames]
 
 # %% ../nbs/04_gan.ipynb #359c02db

@@ -11,7 +11,7 @@ from torch import nn
 from .config import Config
 from .gan import Discriminator, Generator, UpSampling
 
-# %% ../nbs/04_gan.ipynb #b7019605
+# %% ../nbs/04_gan.ipynb #97fbe5a4
 class ResidualUp(UpSampling):
     "Double a map by repeating its cells, and add what two convolutions make of it."
 
@@ -25,12 +25,11 @@ class ResidualUp(UpSampling):
         self,
         x: torch.Tensor,  # (B, C, m, t)
         condition: torch.Tensor,  # (B, D)
-        by_band: torch.Tensor,  # (B, 2m) noise
-        by_time: torch.Tensor,  # (B, 2t) noise
+        noise: torch.Tensor,  # (B, 2m + 2t + 4mt) by band, by time, by cell
     ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
         "Up-sample a map."
         x = F.interpolate(x, scale_factor=2.0)
-        return self.skip(x) + self.second(super().forward(x, condition, by_band, by_time))
+        return self.skip(x) + self.second(super().forward(x, condition, noise))
 
 
 class ResidualDown(nn.Module):

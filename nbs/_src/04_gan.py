@@ -130,10 +130,10 @@ test_close(attention(x.flip(3)), attention(x).flip(3), eps=1e-5)
 # ## A layer that knows chords and beats
 #
 # Music is lines: a partial holds its band through time, an onset crosses all bands at once. A
-# generator with all its chance in the seed draws clouds instead, and one with chance in every
-# cell draws grain. So each up-sampling layer gets a number for each band, the same at all times,
-# and a number for each time, the same in all bands: which partials sound, and where the beats
-# fall, is drawn and not computed.
+# generator with all its chance in the seed draws clouds instead. So each up-sampling layer gets
+# a number for each band, the same at all times, and a number for each time, the same in all
+# bands: which partials sound, and where the beats fall, is drawn and not computed. A third
+# number, one for each cell, is for what is neither.
 #
 # A condition that enters only at the seed is washed out on the way. Each layer therefore
 # normalises its channels and lets the condition set their level and contrast anew. `position`
@@ -156,7 +156,8 @@ class UpSampling(nn.Module):
         self.conv = nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
         self.position = nn.Parameter(torch.zeros(1, outputs, bands, 1))
         self.norm = nn.GroupNorm(max(1, outputs // 8), outputs, affine=False)
-        self.chance = nn.Parameter(0.2 * torch.randn(2, outputs, 1, 1))  # by band, by time
+        scale = torch.tensor([0.2, 0.2, 0.05])  # by band, by time, by cell
+        self.chance = nn.Parameter(scale[:, None, None, None] * torch.randn(3, outputs, 1, 1))
         self.style = nn.Linear(condition, 2 * outputs)
         nn.init.normal_(self.style.weight, std=0.05)
         nn.init.zeros_(self.style.bias)
@@ -165,20 +166,22 @@ class UpSampling(nn.Module):
         self,
         x: torch.Tensor,  # (B, C, m, t)
         condition: torch.Tensor,  # (B, D)
-        by_band: torch.Tensor,  # (B, 2m) noise
-        by_time: torch.Tensor,  # (B, 2t) noise
+        noise: torch.Tensor,  # (B, 2m + 2t + 4mt) by band, by time, by cell
     ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
         "Up-sample a map."
         contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
         x = self.norm(self.conv(x) + self.position)
+        bands, frames = x.shape[2:]
+        by_band, by_time, by_cell = noise.split([bands, frames, bands * frames], dim=1)
         x = x + self.chance[0] * by_band[:, None, :, None]
         x = x + self.chance[1] * by_time[:, None, None, :]
+        x = x + self.chance[2] * by_cell.unflatten(1, (1, bands, frames))
         return F.leaky_relu(x * (1 + contrast) + level, 0.2)
 
 
 # %%
 layer, condition = UpSampling(16, 8, 6, 8), torch.randn(2, 6)
-drawn = layer(torch.randn(2, 16, 4, 5), condition, torch.randn(2, 8), torch.randn(2, 10))
+drawn = layer(torch.randn(2, 16, 4, 5), condition, torch.randn(2, 8 + 10 + 80))
 test_eq(drawn.shape, (2, 8, 8, 10))
 
 
@@ -268,10 +271,11 @@ class Generator(nn.Module):
         self.level = nn.Parameter(torch.zeros(bands, 1))
 
     def noise_parts(self, frames: int) -> list[int]:
-        "Count the noise of a piece: of its seed maps, then by band and by time of each layer."
+        "Count the noise of a piece: of its seed maps, then of each layer."
         columns = math.ceil(frames / 16)
-        strips = [size << i + 1 for i in range(4) for size in (self.seed_shape[1], columns)]
-        return [self.latent * len(window_starts(columns, self.seed_shape[2])), *strips]
+        sizes = [(self.seed_shape[1] << i, columns << i) for i in range(1, 5)]
+        layers = [bands + times + bands * times for bands, times in sizes]
+        return [self.latent * len(window_starts(columns, self.seed_shape[2])), *layers]
 
     def noise_size(self, frames: int) -> int:
         "Say how many numbers of noise a piece of some frames grows from."
@@ -285,13 +289,13 @@ class Generator(nn.Module):
     ) -> torch.Tensor:  # (B, 1, M, T) in [-1, 1]
         "Draw one window, or one longer piece, for each row."
         condition, frames = self.condition(labels), frames or self.frames
-        noise, *strips = noise.split(self.noise_parts(frames), dim=1)
+        noise, *parts = noise.split(self.noise_parts(frames), dim=1)
         noise = noise.unflatten(1, (-1, self.latent))  # (B, K, latent)
         both = torch.cat([noise, condition[:, None].expand(-1, noise.shape[1], -1)], dim=2)
         x = blend_windows(self.seed(both).unflatten(2, self.seed_shape), math.ceil(frames / 16))
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
-            x = layer(x, condition, *strips[2 * i : 2 * i + 2])
+            x = layer(x, condition, parts[i])
         return torch.tanh(self.last(x) + self.level)[..., :frames]
 
 
@@ -423,7 +427,7 @@ def network_sizes(**networks: nn.Module) -> dict[str, int]:
 L, D, seed = 8, 4, 16 * 8 * 4  # the tiny pair at 128 x 64: latent, condition, seed map
 pairs = [(16, 8)] + [(8, 8)] * 3
 ups = sum(
-    a * b * 16 + b + b * (16 << i) + 2 * b + D * 2 * b + 2 * b for i, (a, b) in enumerate(pairs)
+    a * b * 16 + b + b * (16 << i) + 3 * b + D * 2 * b + 2 * b for i, (a, b) in enumerate(pairs)
 )
 attention = (8 * 24 + 24) + (8 * 8 + 8) + 1
 drawing = (2 * D + D) + (D * D + D) + ((L + D) * seed + seed) + ups + attention + (8 * 9 + 1) + 128
@@ -465,12 +469,11 @@ class ResidualUp(UpSampling):
         self,
         x: torch.Tensor,  # (B, C, m, t)
         condition: torch.Tensor,  # (B, D)
-        by_band: torch.Tensor,  # (B, 2m) noise
-        by_time: torch.Tensor,  # (B, 2t) noise
+        noise: torch.Tensor,  # (B, 2m + 2t + 4mt) by band, by time, by cell
     ) -> torch.Tensor:  # (B, outputs, 2m, 2t)
         "Up-sample a map."
         x = F.interpolate(x, scale_factor=2.0)
-        return self.skip(x) + self.second(super().forward(x, condition, by_band, by_time))
+        return self.skip(x) + self.second(super().forward(x, condition, noise))
 
 
 class ResidualDown(nn.Module):

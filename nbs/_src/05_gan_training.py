@@ -994,6 +994,69 @@ assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 with tempfile.TemporaryDirectory() as folder:
     assert_same(flow_learner, resume_toy(FlowLearner, small, folder))
 
+
+# %% [markdown]
+# ## What a step costs at full size
+#
+# The specification's 30 s are 1292 frames wide. Whether that fits is better known before an
+# hour of training: one step is made on noise of that width, its time taken, and what its layers
+# keep for the gradient counted at its peak, beside weights and optimiser.
+
+
+# %%
+#| export generator_training
+class _Counted:
+    "A tensor kept for a gradient; counted until it is let go."
+
+    def __init__(self, tensor: torch.Tensor, count: dict):
+        self.tensor, self.count = tensor, count
+        place = tensor.untyped_storage()
+        self.place, self.bytes = place.data_ptr(), place.nbytes()
+        owners = count["owners"]
+        if not owners.get(self.place):
+            count["now"] += self.bytes
+            count["peak"] = max(count["peak"], count["now"])
+        owners[self.place] = owners.get(self.place, 0) + 1
+
+    def __del__(self):
+        self.count["owners"][self.place] -= 1
+        if not self.count["owners"][self.place]:
+            self.count["now"] -= self.bytes
+
+
+def step_cost(
+    config: Config,
+    kind: Callable[[Config, Songs, torch.device], Learner],
+    *,
+    frames: int,  # T
+    batch_size: int,
+) -> dict[str, float]:  # seconds; MB
+    "Measure the first step of a training at another width, on noise."
+    size = {"batch_size": batch_size}
+    parts = {"gan": config.gan.model_copy(update={"frames": frames} | size)}
+    parts["flow"] = config.flow.model_copy(update=size)
+    config = config.model_copy(update=parts)
+    shape, rng = (batch_size, config.audio.n_mels, frames), rng_for(config.seed, "cost")
+    songs = Songs(
+        rng.uniform(-1, 1, shape).astype(np.float32),
+        np.full(batch_size, frames),
+        rng.uniform(-1, 1, (batch_size, 2)),
+    )
+    learner = kind(config, songs, pick_device(config.device))
+    real, labels = (x.to(learner.device) for x in songs.batch(batch_size, 0, width=frames, seed=0))
+    count, start = {"owners": {}, "now": 0, "peak": 0}, time.perf_counter()
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    with hooks(lambda tensor: _Counted(tensor, count), lambda kept: kept.tensor):
+        learner.learn(real, labels, [])
+    state = sum(x.numel() for mover in learner.movers.values() for x in mover.state().values())
+    seconds = time.perf_counter() - start
+    return {"step (s)": seconds, "memory (MB)": (count["peak"] + 4 * state) / 1e6}
+
+
+# %%
+costs = [step_cost(toy, GanLearner, frames=frames, batch_size=2) for frames in (64, 256)]
+assert costs[0]["memory (MB)"] < costs[1]["memory (MB)"] < 4 * costs[0]["memory (MB)"]
+
 # %% [markdown]
 # ## On the run
 #
