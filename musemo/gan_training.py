@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['accuracies', 'next_steps', 'verdict_loss', 'joint_logit', 'GanLearner', 'fit_gan']
 
-# %% ../nbs/05_gan_training.ipynb #a74c0821
+# %% ../nbs/05_gan_training.ipynb #5c2ec694
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 

@@ -55,7 +55,14 @@ class Section:
 def _trained(name: str) -> tuple[str, ...]:
     "Name what training a generator leaves."
     return tuple(
-        f"{name}{end}" for end in (".safetensors", "_history.json", "_samples.npy", "_samples.csv")
+        f"{name}{end}"
+        for end in (
+            ".safetensors",
+            "_history.json",
+            "_times.json",
+            "_samples.npy",
+            "_samples.csv",
+        )
     )
 
 
@@ -67,6 +74,7 @@ SECTIONS = (
     Section(
         "05_gan_training",
         Stage("gan_training:fit_gan", _trained("gan"), "gan"),
+        Stage("residual_training:fit_residual", _trained("residual"), "residual"),
         Stage("flow_training:fit_flow", _trained("flow"), "flow"),
     ),
     Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
@@ -199,15 +207,18 @@ def _record(run: Run) -> dict:
 
 # The first section that a field matters to; a field of any other part matters from the start.
 _MATTERS_FROM = {
+    "generators": 4,
     "gan": 4,
+    "residual": 4,
     "flow": 4,
+    "checkpoint": 5,
     "synthesis": 5,
     "quality": 6,
     "inversion": 8,
-    "dataset": 9,
+    "dataset": 7,
     "vit": 9,
+    "training": 11,
 }
-_MATTERS_FROM |= {"training": 11}
 
 
 def check_change(run: Run, config: Config, first: int | None) -> None:

@@ -57,7 +57,6 @@ from musemo.movers import Keeper, Mover
 #| export
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -1060,79 +1059,89 @@ assert costs[0]["memory (MB)"] < costs[1]["memory (MB)"] < 4 * costs[0]["memory 
 # %% [markdown]
 # ## On the run
 #
-# Both losses start near what an unsure judge pays. Neither should run to zero: then one side
-# has won, and the other learns no more.
+# Both losses of a pair start near what an unsure judge pays. Neither should run to zero: then
+# one side has won, and the other learns no more.
 
 # %% tags=["parameters"]
 run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
 
 # %%
 #| hide
+from IPython.display import display
+
 from musemo.pipeline import open_run
 
 run, config = open_run(run_folder, before=5)
 
 # %%
-history, asked, windows = fit_gan(run, config)
-rounds = pd.DataFrame(history["steps"])
-epochs = rounds.groupby(rounds.index * config.gan.epochs // len(rounds) + 1).mean()
-epochs.rename_axis("epoch").round(3)
+fits = {"gan": fit_gan, "residual": fit_residual, "flow": fit_flow}
+fitted = {name: fits[name](run, config) for name in config.generators}
+steps = {name: pd.DataFrame(history["steps"]) for name, (history, *_) in fitted.items()}
+rounds = {name: table for name, table in steps.items() if name != "flow"}
+for name, table in rounds.items():
+    epochs = table.groupby(table.index * config.gan.epochs // len(table) + 1).mean()
+    display(epochs.rename_axis(f"{name}, epoch").round(3))
 
 # %% [markdown]
 # Thin lines are single rounds, thick ones their running mean. Between the grey bounds the
 # discriminator takes one step a round; watch its steps answer when the accuracy leaves them.
 
 # %%
-figure, axes = subplots(2, 3, size=(3.8, 2.5))
 panels = [
     ("Losses", "loss (nats)", ["generator_loss", "discriminator_loss"]),
     ("Discriminator's accuracy", "share judged rightly", ["accuracy_fake", "accuracy_real"]),
-    ("Loss ratio", "generator / discriminator", ["loss_ratio"]),
     ("Discriminator's steps", "steps in a round", ["discriminator_steps"]),
     ("Gradients before clipping", "norm", ["generator_norm", "discriminator_norm"]),
 ]
-width = max(1, len(rounds) // 20)
-for panel, (title, unit, names) in zip(axes.flat, panels, strict=False):
-    for name, color in zip(names, (COLORS["model"], COLORS["real"]), strict=False):
-        mean = rounds[name].rolling(width, min_periods=1).mean()
-        panel.plot(rounds[name], color=color, alpha=0.25, linewidth=0.7)
-        panel.plot(mean, color=color, label=name.split("_")[0 if "accuracy" not in name else 1])
-    panel.set(title=title, xlabel="round", ylabel=unit)
-    if len(names) > 1:
-        panel.legend()
-for bound in (config.gan.weak_below, config.gan.strong_above):
-    axes[0, 1].axhline(bound, color=COLORS["floor"], linestyle="--")
-axes[0, 0].axhline(np.log(2), color=COLORS["floor"], linestyle="--")
-axes[1, 0].set_yticks(range(config.gan.min_steps, config.gan.max_steps + 1))
-axes[1, 1].set_yscale("log")
-axes[1, 1].axhline(config.gan.clip_norm, color=COLORS["floor"], linestyle="--")
-axes[1, 2].plot(rounds["rate"], color=COLORS["model"], label="generator")
-slower = config.gan.discriminator_rate * rounds["rate"]
-axes[1, 2].plot(slower, color=COLORS["real"], label="discriminator")
-axes[1, 2].set(title="Learning rates", xlabel="round", ylabel="rate", ylim=(0, None))
-axes[1, 2].legend()
-right = epochs[["accuracy_real", "accuracy_fake"]].iloc[-1].mean()
-number = f"discriminator right in {right:.0%} of the last epoch (50 %: cannot tell; 100 %: always)"
+figure, axes = subplots(max(1, len(steps)), 4, size=(3.2, 2.4), squeeze=False)
+for row, (kind, table) in zip(axes, rounds.items(), strict=False):
+    width = max(1, len(table) // 20)
+    for panel, (title, unit, names) in zip(row, panels, strict=True):
+        for name, color in zip(names, (COLORS["model"], COLORS["real"]), strict=False):
+            mean = table[name].rolling(width, min_periods=1).mean()
+            panel.plot(table[name], color=color, alpha=0.25, linewidth=0.7)
+            panel.plot(mean, color=color, label=name.split("_")["accuracy" in name])
+        panel.set(title=f"{kind}: {title[0].lower()}{title[1:]}", xlabel="round", ylabel=unit)
+        if len(names) > 1:
+            panel.legend()
+    for bound in (config.gan.weak_below, config.gan.strong_above):
+        row[1].axhline(bound, color=COLORS["floor"], linestyle="--")
+    row[0].axhline(np.log(2), color=COLORS["floor"], linestyle="--")
+    row[2].set_yticks(range(config.gan.min_steps, config.gan.max_steps + 1))
+    row[3].set_yscale("log")
+    row[3].axhline(config.gan.clip_norm, color=COLORS["floor"], linestyle="--")
+if "flow" in steps:
+    for panel, (name, unit) in zip(axes[-1], FlowLearner.units.items(), strict=False):
+        values = steps["flow"][name]
+        smooth = values.rolling(max(1, len(values) // 20), min_periods=1).mean()
+        panel.plot(values, color=COLORS["model"], alpha=0.25, linewidth=0.7)
+        panel.plot(smooth, color=COLORS["model"])
+        panel.set(title=f"flow: {name}", xlabel="step", ylabel=unit)
+        panel.set_yscale("linear" if name == "rate" else "log")
+    axes[-1][-1].axis("off")
 
 # %% [markdown]
-# The flow's loss is noisy, since every step goes to other places on the line; its running mean
-# should still fall when the rate runs out.
+# The rule worked where the accuracy of most rounds in the second half lies between its bounds.
+# Times are of this machine. The last columns say what a step on two windows of 30 s asks for.
 
 # %%
-drawn = {"gan": (asked, windows)}
-if "flow" in config.generators:
-    flow_history, *drawn["flow"] = fit_flow(run, config)
-    flow_figure, (left, right) = subplots(1, 2)
-    losses = pd.Series(flow_history["steps"]["loss"])
-    smooth = losses.rolling(max(1, len(losses) // 20), min_periods=1).mean()
-    left.plot(losses, color=COLORS["model"], alpha=0.25, linewidth=0.7)
-    left.plot(smooth, color=COLORS["model"])
-    left.set(title="The flow's loss", xlabel="step", ylabel="squared deviations")
-    left.set_yscale("log")
-    right.plot(flow_history["steps"]["rate"], color=COLORS["model"])
-    right.set(title="Its learning rate", xlabel="step", ylabel="rate")
-    number = f"{number}; flow: {len(losses)} steps"
-run.headline("05_gan_training", f"GAN: {len(rounds)} rounds, {number}", figure)
+table = pd.DataFrame({name: run.load(f"{name}_times.json") for name in fitted}).T
+table = table.drop(columns="units").astype(float).round(3)
+table.columns = ["s a step", "s to draw a window", "steps"]
+for name, values in rounds.items():
+    share = values[["accuracy_real", "accuracy_fake"]].mean(axis=1)[len(values) // 2 :]
+    inside = share.between(config.gan.weak_below, config.gan.strong_above).mean()
+    table.loc[name, "rounds within bounds"] = round(inside, 2)
+kinds = {"gan": GanLearner, "residual": ResidualLearner, "flow": FlowLearner}
+for name in fitted:
+    cost = step_cost(config, kinds[name], frames=1292, batch_size=2)
+    table.loc[name, [f"{key}, 2 x 30 s" for key in cost]] = [round(x, 1) for x in cost.values()]
+display(table)
+trained = ", ".join(f"{name} {len(values)} steps" for name, values in steps.items())
+first = next(iter(fitted))
+within = table["rounds within bounds"].iloc[0] if rounds else float("nan")
+number = f"{trained}; {first}: discriminator within its bounds in {within:.0%} of the last half"
+run.headline("05_gan_training", number if rounds else trained, figure)
 
 # %% [markdown]
 # For each corner of the valence-arousal plane the nearest training song (above) and what each
@@ -1147,7 +1156,7 @@ bands = librosa.mel_frequencies(
 )
 songs, log_mel = load_part(run, "train")
 real, _ = cut_windows(log_mel, songs["frames"].to_numpy(), config.gan.frames)
-rows = {"real": (songs, real), **drawn}
+rows = {"real": (songs, real), **{name: drawn for name, (_, *drawn) in fitted.items()}}
 figure, axes = subplots(len(rows), 4, size=(3.2, 2.4), sharex=True, sharey=True)
 corners = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
 for row, (kind, (table, pictures)) in zip(axes, rows.items(), strict=True):
