@@ -78,8 +78,16 @@ SECTIONS = (
         Stage("flow_training:fit_flow", _trained("flow"), "flow"),
     ),
     Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
-    Section("07_synthesis", Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv"))),
-    Section("08_audio", Stage("audio:render_emotions", ("audio/audio.json",))),
+    Section(
+        "07_synthesis",
+        Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
+        Stage("synthesis:draw_plane", ("plane.npy", "plane.csv")),
+    ),
+    Section(
+        "08_audio",
+        Stage("listening:render_emotions", ("audio/audio.json",)),
+        Stage("listening:render_plane", ("audio/plane.json",)),
+    ),
     Section("09_dataset"),
     Section("10_vit"),
     Section(

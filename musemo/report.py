@@ -39,6 +39,9 @@ img, audio { max-width: 100%; }
 {%- endblock -%}"""
 
 
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
 def _result_first(cells: list) -> list:
     "Put the section's result behind its title, and how it works behind the result."
     on_run = next(i for i, cell in enumerate(cells) if cell.source.startswith("## On the run"))
@@ -50,8 +53,14 @@ def _result_first(cells: list) -> list:
 def write_report(notebook: Path) -> Path:
     "Turn an executed notebook into a page that needs no network, code folded."
     content = nbformat.read(notebook, as_version=4)
+    # A widget needs a kernel and scripts from the net: a page has its static twin instead.
+    content.metadata.pop("widgets", None)
     for cell in content.cells:
-        cell["outputs"] = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+        cell["outputs"] = [
+            out
+            for out in cell.get("outputs", [])
+            if out.get("name") != "stderr" and _WIDGET not in out.get("data", {})
+        ]
     content.cells = _result_first(content.cells)
     template = DictLoader({"report.html.j2": _REPORT})
     exporter = HTMLExporter(

@@ -12,18 +12,20 @@ import torch
 from musemo.audio import (
     invert_log_mel,
     keep_from_clipping,
-    render_emotions,
     round_trip_error,
     to_power,
-    wave_log_mel,
 )
 from musemo.config import EMOTIONS
-from musemo.core import MusemoError, Run, seed_for
+from musemo.core import MusemoError, Run
+from musemo.drawing import generate
 from musemo.gan import build_gan
+from musemo.listening import PlaneExplorer, plane_page, render_emotions, render_plane
 from musemo.presets import make_config
-from musemo.synthesis import draw_conditions, generate, load_generator, synthesize
+from musemo.spectrum import wave_log_mel
+from musemo.synthesis import draw_conditions, draw_plane, load_generator, synthesize
 
-CONFIG = make_config("smoke", {"inversion.iterations": 32, "gan.channels": 16, "flow.steps": 0})
+SMALL = {"inversion.iterations": 32, "gan.channels": 16, "gan.narrowest": 8, "generators": ["gan"]}
+CONFIG = make_config("smoke", SMALL)
 
 
 def melody(level=0.2, seconds=2.0):
@@ -50,8 +52,8 @@ def test_no_worse_than_librosa():
         fmax=audio.f_max,
     )
     error = round_trip_error(log_mel, ours, audio)[0]
-    assert error <= round_trip_error(log_mel, theirs[None], audio)[0] + 0.1
-    assert error < 2
+    assert error < round_trip_error(log_mel, theirs[None], audio)[0]
+    assert error < 1.6
 
 
 def test_loudness_is_kept_and_silence_is_silent():
@@ -74,10 +76,16 @@ def test_seeded_and_free_of_its_batch():
 
 def test_what_has_no_sound():
     bands = CONFIG.audio.n_mels
+    one_nan = np.zeros((2, bands, 40))
+    one_nan[1, 3, 5] = np.nan
     for log_mel, message in (
-        (np.zeros((1, 7, 40)), f"needed is \\(B, {bands}, T\\)"),
-        (np.full((1, bands, 40), np.nan), "NaN"),
-        (np.zeros((1, bands, 2)), "shorter than one Fourier window"),
+        (np.zeros((1, 7, 40)), f"shape \\(1, 7, 40\\): needed is \\(B, {bands}, T\\)"),
+        (np.zeros((bands, 40)), r"log_mel\[None\]"),
+        (np.zeros((0, bands, 40)), "none of them 0"),
+        (np.zeros((1, bands, 0)), "none of them 0"),
+        (one_nan, "1 values of the log-mel are NaN"),
+        (np.full((1, bands, 40), np.inf), "infinite"),
+        (np.zeros((1, bands, 2)), "2 frames: shorter than one Fourier window; give at least 5"),
     ):
         with pytest.raises(MusemoError, match=message):
             invert_log_mel(log_mel, CONFIG, seed=0)
@@ -91,13 +99,14 @@ def test_nothing_clips():
     assert keep_from_clipping(quiet) == (pytest.approx(quiet), 0.0)
 
 
-def test_real_clips_survive(real_data):
-    path = sorted((real_data("deam") / "DEAM_audio/MEMD_audio").glob("*.mp3"))[0]
-    wave, rate = soundfile.read(path, frames=5 * 44100, dtype="float32", always_2d=True)
+@pytest.mark.parametrize("clip", ["8", "10", "4"])  # the two hardest of the ten, and an easy one
+def test_real_clips_survive(real_data, clip):
+    path = real_data("deam") / f"DEAM_audio/MEMD_audio/{clip}.mp3"
+    wave, rate = soundfile.read(path, frames=4 * 44100, dtype="float32", always_2d=True)
     wave = torch.from_numpy(librosa.resample(wave.mean(1), orig_sr=rate, target_sr=22050))
     log_mel = wave_log_mel(wave[None], CONFIG.audio)
     back = invert_log_mel(log_mel, CONFIG, seed=0)
-    assert round_trip_error(log_mel, back, CONFIG.audio)[0] < 0.9
+    assert round_trip_error(log_mel, back, CONFIG.audio)[0] <= 0.76
     assert abs(20 * np.log10(back.std() / wave.std().item())) < 0.3
 
 
@@ -129,13 +138,10 @@ def test_synthesis_leaves_songs_and_five_emotions(tmp_path):
     assert np.allclose(saved[["valence", "arousal"]][count:], [*EMOTIONS.values()])
     assert table["seed"].is_unique
     # A row can be made again from its seed and its condition alone.
-    noise = torch.randn(
-        1, config.gan.latent, generator=torch.Generator().manual_seed(int(saved["seed"][3]))
-    )
-    asked = torch.tensor(saved.loc[[3], ["valence", "arousal"]].to_numpy(np.float32))
-    with torch.inference_mode():
-        again = load_generator(run, config, "gan").eval()(noise, asked)[0, 0].numpy()
-    assert np.abs(again - windows[3]).max() < 2e-3
+    asked = saved.loc[[3], ["valence", "arousal"]].to_numpy()
+    generator, frames = load_generator(run, config, "gan"), config.dataset.window_frames
+    again = generate(generator, asked, seeds=[int(saved["seed"][3])], frames=frames)
+    assert np.abs(again[0] - windows[3]).max() < 2e-3
     before = (tmp_path / "synthetic.npy").read_bytes()
     synthesize(run, config)
     assert (tmp_path / "synthetic.npy").read_bytes() == before
@@ -145,14 +151,14 @@ def test_synthesis_leaves_songs_and_five_emotions(tmp_path):
 def test_more_songs_leave_the_first_ones_alone(tmp_path):
     run, config = write_run(tmp_path)
     labels = run.load("songs.csv")[["valence", "arousal"]].to_numpy()
-    few, many = (draw_conditions(labels, n, jitter=0.1, seed=5) for n in (3, 40))
+    few, many = (draw_conditions(labels, n, bandwidth=1.0, seed=5)[0] for n in (3, 40))
     assert np.array_equal(few, many[:3])
-    generator = load_generator(run, config, "gan")
-    drawn = generate(generator, many[:7], seed=5, batch_size=7)
+    generator, options = load_generator(run, config, "gan"), {"seeds": [*range(7)], "frames": 64}
+    drawn = generate(generator, many[:7], batch_size=7, **options)
     for size in (1, 3):
-        assert np.abs(drawn - generate(generator, many[:7], seed=5, batch_size=size)).max() < 2e-3
-    assert np.abs(drawn[:3] - generate(generator, few, seed=5)).max() < 2e-3
-    assert seed_for(5, 0) != seed_for(5, 1) and np.abs(drawn[0] - drawn[1]).max() > 0.01
+        again = generate(generator, many[:7], batch_size=size, **options)
+        assert np.abs(drawn - again).max() < 2e-3
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.01
 
 
 def test_synthesis_refuses(tmp_path):
@@ -160,7 +166,7 @@ def test_synthesis_refuses(tmp_path):
     generator = load_generator(run, config, "gan")
     for condition in ([[0.0, 1.2]], [[np.nan, 0.0]], [[5.0, 3.0]]):
         with pytest.raises(MusemoError, match=r"\[-1, 1\]"):
-            generate(generator, condition, seed=0)
+            generate(generator, condition, seeds=[0], frames=64)
     with pytest.raises(MusemoError, match="another configuration"):
         load_generator(run, make_config("smoke", {"gan.channels": 32}), "gan")
 
@@ -182,3 +188,44 @@ def test_five_emotions_are_rendered(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
     render_emotions(run, config)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
+
+
+def test_conditions_follow_the_density_of_real_labels():
+    rng = np.random.default_rng(0)
+    labels = np.clip(rng.multivariate_normal([0.2, -0.1], [[0.1, 0.06], [0.06, 0.12]], 300), -1, 1)
+    drawn, near = draw_conditions(labels, 20000, bandwidth=1.0, seed=0)
+    assert np.allclose(drawn.mean(0), labels.mean(0), atol=0.03)
+    assert np.allclose(np.cov(drawn.T), np.cov(labels.T), atol=0.015)
+    assert np.abs(drawn).max() < 1  # folded back, not piled up
+    distance = np.abs(drawn - labels[near]).mean()
+    assert 0 < distance < np.abs(drawn - labels[near[::-1]]).mean()
+
+
+def test_the_spread_of_raters_goes_with_the_label(tmp_path):
+    run, config = write_run(tmp_path)
+    songs = run.load("songs.csv")
+    songs["valence_std"], songs["arousal_std"] = 0.1 * songs["song_id"], 0.2
+    run.save("songs.csv", songs)
+    table = synthesize(run, config)
+    train = songs[songs["split"] == "train"]
+    assert set(table["valence_std"].dropna()) <= set(train["valence_std"])
+    assert table["valence_std"][: config.synthesis.songs].notna().all()
+    assert table["valence_std"][config.synthesis.songs :].isna().all()  # nobody rated an emotion
+
+
+def test_the_plane_answers(tmp_path):
+    run, config = write_run(tmp_path)
+    synthesize(run, config)
+    table = draw_plane(run, config)
+    assert len(table) == 25 and table["seed"].nunique() == 1
+    plane = render_plane(run, config)
+    assert len(list((tmp_path / "audio/plane").glob("*.wav"))) == 25
+    assert plane_page(plane, config.audio).data.count("<audio") == 25
+    explorer, heard = PlaneExplorer(plane, config.audio), []
+    for button, point in zip(explorer.buttons, plane["points"], strict=True):
+        button.click()
+        assert (explorer.valence.value, explorer.arousal.value) == pytest.approx(tuple(point))
+        heard.append(explorer.sound.value)
+    assert len(set(heard)) > 1 and heard[0][:4] == b"RIFF"
+    explorer.valence.value = 0.75  # a slider goes to the nearest point
+    assert explorer.shown == 24

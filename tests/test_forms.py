@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "config": {"settings"},
     "presets": {"config"},
     "annotations": {"core"},
-    "data": {"core", "config", "annotations"},
+    "spectrum": {"config"},
+    "data": {"core", "config", "annotations", "spectrum"},
     "pieces": set(),
     "gan": {"config", "pieces"},
     "residual": {"config", "gan"},
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "gan_quality": {"core", "config", "distance"},
     "quality_plots": {"core", "config"},
     "synthesis": {"core", "config", "data", "drawing"},
-    "audio": {"core", "config"},
+    "audio": {"core", "config", "spectrum"},
+    "listening": {"core", "config", "audio"},
     "dataset": {"core", "config", "data"},
     "vit": {"config"},
     "vit_training": {"core", "config", "vit", "dataset"},
@@ -57,6 +59,8 @@ SECOND = {
     "flow_training",
     "distance",
     "quality_plots",
+    "listening",
+    "spectrum",
     "metrics",
 }  # exported beside a notebook's own module
 

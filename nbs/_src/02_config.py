@@ -298,7 +298,18 @@ class SynthesisConfig(Section):
     "How many songs are made, and for which emotions."
 
     songs: int = setting(3200, "songs", "synthetic songs for the training part", ORIGINAL, ge=0)
-    jitter: float = setting(0.1, "[-1, 1]", "spread around a real song's label", ge=0, le=1)
+    bandwidth: float = setting(
+        1.0, "x Scott's rule", "smoothing of the real labels' density", "Scott 1992", ge=0, le=4
+    )
+    jitter: float = setting(
+        0.1,
+        "[-1, 1]",
+        "spread around a real label where generators train and are judged",
+        ge=0,
+        le=1,
+    )
+    plane_side: int = setting(5, "points", "a side of the valence-arousal grid", ge=2, le=9)
+    plane_reach: float = setting(0.8, "[-1, 1]", "where the grid ends", gt=0, le=1)
     generator: Literal["best", "gan", "residual", "flow"] = setting(
         "best", "-", "best: of section 6's score"
     )
@@ -308,8 +319,11 @@ class InversionConfig(Section):
     "How a log-mel spectrogram becomes sound."
 
     iterations: int = setting(32, "rounds", "Griffin-Lim", SPEC, ge=1)
-    mel_iterations: int = setting(60, "rounds", "non-negative inversion of the mel bands", ge=1)
+    refits: int = setting(16, "rounds", "the last ones, which put the mel bands right", ge=0)
+    mel_iterations: int = setting(20, "rounds", "non-negative inversion of the mel bands", ge=1)
     momentum: float = setting(0.99, "-", "of fast Griffin-Lim", "Perraudin 2013", ge=0, lt=1)
+    page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
+    plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
 
 # %% [markdown]

@@ -21,6 +21,14 @@ import pandas as pd
 from musemo.core import MusemoError
 
 # %%
+#| export spectrum
+import librosa
+import numpy as np
+import torch
+
+from musemo.config import AudioConfig
+
+# %%
 #| export
 import hashlib
 import os
@@ -30,12 +38,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pandas as pd
 import soundfile
 import soxr
-import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
@@ -51,11 +57,13 @@ from musemo.annotations import (
 )
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, progress, rng_for, write_atomic
+from musemo.spectrum import log_mel_of
 
 # %%
 #| hide
 import tempfile
 
+import librosa
 from fastcore.test import test_close, test_eq, test_fail
 from IPython.display import display
 
@@ -462,22 +470,40 @@ def decode(
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
 
+# %%
+#| export spectrum
+def mel_bank(audio: AudioConfig) -> torch.Tensor:
+    "Make librosa's mel filters (Slaney), (M, n_fft / 2 + 1)."
+    return torch.from_numpy(librosa.filters.mel(**audio.mel))
+
+
+def short_time(
+    wave: torch.Tensor,  # (B, S)
+    audio: AudioConfig,
+) -> torch.Tensor:  # (B, n_fft / 2 + 1, T) complex
+    "Take the centred short-time Fourier transform with a Hann window; silence beyond the ends."
+    window = torch.hann_window(audio.n_fft, device=wave.device)
+    return torch.stft(
+        wave, audio.n_fft, audio.hop, window=window, pad_mode="constant", return_complex=True
+    )
+
+
+def wave_log_mel(
+    wave: torch.Tensor,  # (B, S) in [-1, 1]
+    audio: AudioConfig,
+) -> np.ndarray:  # (B, M, T) float32 in [-1, 1]
+    "Compute log-mel spectrograms on the fixed decibel scale of the configuration."
+    power = mel_bank(audio).to(wave.device) @ short_time(wave, audio).abs().square()
+    return audio.to_unit(10 * power.clamp(min=1e-10).log10().cpu().numpy())
+
+
 def log_mel_of(
     wave: np.ndarray,  # (S,) mono at audio.sample_rate
     audio: AudioConfig,
 ) -> np.ndarray:  # (M, T) float16 in [-1, 1]
-    "Compute the log-mel spectrogram on the fixed decibel scale of the configuration."
-    spectrum = torch.stft(
-        torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)),
-        audio.n_fft,
-        audio.hop,
-        window=torch.hann_window(audio.n_fft),
-        pad_mode="constant",  # as librosa: silence beyond the ends
-        return_complex=True,
-    )
-    filters = torch.from_numpy(librosa.filters.mel(**audio.mel))  # Slaney, (M, n_fft / 2 + 1)
-    power = filters @ spectrum.abs().square()  # (M, T)
-    return audio.to_unit(10 * power.clamp(min=1e-10).log10().numpy()).astype(np.float16)
+    "Compute one song's log-mel spectrogram in the precision that it is kept in."
+    one = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
+    return wave_log_mel(one, audio)[0].astype(np.float16)
 
 
 # %% [markdown]

@@ -50,33 +50,59 @@ from musemo.presets import make_config
 # %% [markdown]
 # ## What is asked for
 #
-# A condition is a real training label, moved a little. Song and move come from two streams, so
-# that row k stays the same when more rows are drawn.
+# Conditions come from a smoothed density of the real training labels: around each label lies a
+# bell as wide as Scott's rule says and as slanted as the cloud itself. Bells widen a cloud, so
+# the labels are first drawn towards their mean by as much (Silverman & Young 1987). What passes
+# the border comes back by as much: nothing piles up at the ends of the scale.
+#
+# Song and move come from two streams, so that row k stays the same when more rows are drawn.
 
 
 # %%
 #| export
+def reflect(values: np.ndarray) -> np.ndarray:  # [-1, 1]
+    "Fold values back at both ends of [-1, 1]."
+    return 1 - np.abs((values + 1) % 4 - 2)
+
+
 def draw_conditions(
     labels: np.ndarray,  # (N, 2) of the training songs, [-1, 1]
     count: int,  # K
     *,
-    jitter: float,  # standard deviation of the move, on [-1, 1]
+    bandwidth: float,  # x Scott's rule; 0: the labels themselves
     seed: int,
-) -> np.ndarray:  # (K, 2) float32, [-1, 1]
-    "Draw conditions where real labels lie; raises MusemoError for labels off the scale."
-    labels = check_conditions(labels)
-    songs = rng_for(seed, "condition song").integers(0, len(labels), count)
-    moves = rng_for(seed, "condition move").normal(scale=jitter, size=(count, 2))
-    return np.clip(labels[songs] + moves, -1, 1).astype(np.float32)
+) -> tuple[np.ndarray, np.ndarray]:  # (K, 2) float32 in [-1, 1]; (K,) the label each lies around
+    "Draw conditions from the smoothed density of real labels; raises MusemoError for others."
+    labels = check_conditions(labels).astype(float)
+    if not len(labels):
+        raise MusemoError("no training labels: conditions are drawn where real songs lie")
+    width = bandwidth * len(labels) ** (-1 / 6)  # Scott 1992, two dimensions
+    near = rng_for(seed, "condition song").integers(0, len(labels), count)
+    # Square root of the cloud's covariance; labels on a line or in one point are allowed.
+    size, axes = np.linalg.eigh(np.cov(labels.T, bias=True))
+    moves = rng_for(seed, "condition move").normal(size=(count, 2))
+    moves = moves @ (axes * np.sqrt(size.clip(min=0))).T
+    centre = labels.mean(0)
+    drawn = centre + (labels[near] - centre + width * moves) / np.sqrt(1 + width**2)
+    return reflect(drawn).astype(np.float32), near
 
 
 # %%
-labels = np.array([[0.9, 0.8], [-0.5, -0.4]])
-drawn = draw_conditions(labels, 400, jitter=0.1, seed=0)
-test_eq(drawn[:7], draw_conditions(labels, 7, jitter=0.1, seed=0))
-test_eq(np.abs(drawn).max(), 1)
-test_close(drawn[drawn[:, 0] < 0].mean(0), labels[1], eps=0.03)
-test_fail(lambda: draw_conditions([[0, 7]], 2, jitter=0.1, seed=0), contains="arousal 7")
+labels = np.array([[0.9, 0.8], [-0.5, -0.4], [-0.6, 0.1]])
+drawn, near = draw_conditions(labels, 4000, bandwidth=1.0, seed=0)
+test_eq(drawn[:7], draw_conditions(labels, 7, bandwidth=1.0, seed=0)[0])
+assert np.abs(drawn).max() <= 1 and (np.abs(drawn) == 1).sum() == 0
+inside = np.array([[0.3, 0.4], [-0.5, -0.4], [0.1, -0.1]])
+test_close(
+    np.cov(draw_conditions(inside, 4000, bandwidth=0.5, seed=0)[0].T, bias=True).ravel(),
+    np.cov(inside.T, bias=True).ravel(),
+    eps=0.01,
+)
+still, near = draw_conditions(labels, 9, bandwidth=0, seed=0)
+test_close(still, labels[near], eps=1e-6)
+test_close(reflect(np.array([-1.2, -1.0, 0.3, 1.0, 1.1])), [-0.8, -1.0, 0.3, 1.0, 0.9])
+test_fail(lambda: draw_conditions([[0, 7]], 2, bandwidth=1.0, seed=0), contains="arousal 7")
+test_fail(lambda: draw_conditions(labels[:0], 3, bandwidth=1.0, seed=0), contains="no training")
 
 
 # %% [markdown]
@@ -94,11 +120,6 @@ def pick_generator(run: Run, config: Config) -> str:
     if name != "best":
         return name
     return run.load("gan_quality.json")["best"] if len(names) > 1 else names[0]
-
-
-def synthetic_frames(config: Config) -> int:
-    "Say how many frames a synthetic song has: as many as the predictor's window."
-    return config.dataset.window_frames or config.audio.frames
 
 
 def load_generator(
@@ -146,7 +167,7 @@ with tempfile.TemporaryDirectory() as folder:
 # ## Two pictures
 #
 # Where the conditions lie against real labels, and what the generator makes of the plane. With
-# one noise for all nine panels, only the emotion differs.
+# one noise for all panels, only the emotion differs.
 
 
 # %%
@@ -154,11 +175,18 @@ with tempfile.TemporaryDirectory() as folder:
 def plot_conditions(
     real: np.ndarray,  # (N, 2) labels of the training songs, [-1, 1]
     table: pd.DataFrame,  # synthetic.csv
+    *,
+    bandwidth: float,
 ) -> plt.Figure:
-    "Draw conditions, real labels and the named emotions on the valence-arousal plane."
+    "Draw the density, what was drawn from it, real labels and the named emotions."
     figure, axes = subplots(size=(5.6, 4.4))
+    # The density is that of a large draw: what happens at the border is in it.
+    many, _ = draw_conditions(real, 40_000, bandwidth=bandwidth, seed=0)
+    edges = np.linspace(-1, 1, 41)
+    share, *_ = np.histogram2d(*many.T, bins=(edges, edges), density=True)
+    axes.pcolormesh(edges, edges, share.T, cmap="Greys", vmax=1.6 * share.max())
     asked = table[table["emotion"].isna()]
-    style = {"s": 14, "alpha": 0.5, "linewidths": 0}
+    style = {"s": 14, "alpha": 0.7, "linewidths": 0}
     axes.scatter(asked["valence"], asked["arousal"], color=COLORS["model"], label="asked", **style)
     axes.scatter(*real.T, color=COLORS["real"], marker="^", label="real, training", **style)
     for name, point in EMOTIONS.items():
@@ -167,32 +195,34 @@ def plot_conditions(
         axes.annotate(name.replace("_", ", "), point, (0, 5), textcoords="offset points", **side)
     axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
     axes.set(xlabel="valence ([-1, 1])", ylabel="arousal ([-1, 1])")
-    axes.set_title("Asked where real songs lie")
+    axes.set_title("Asked where real songs lie (grey: the density)")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 # %%
-table = pd.DataFrame(drawn, columns=["valence", "arousal"]).assign(emotion=None)
-figure = plot_conditions(labels, table)
+table = pd.DataFrame(drawn[:60], columns=["valence", "arousal"]).assign(emotion=None)
+figure = plot_conditions(labels, table, bandwidth=1.0)
 
 
 # %%
 #| export
+def plane_points(config: Config) -> np.ndarray:  # (side * side, 2) float32
+    "List the points of the valence-arousal grid, as one reads: arousal falls, valence rises."
+    ends = config.synthesis.plane_reach * np.linspace(-1, 1, config.synthesis.plane_side)
+    return np.array([(v, a) for a in ends[::-1] for v in ends], dtype=np.float32)
+
+
 def plot_plane(
-    generator: nn.Module,
+    windows: np.ndarray,  # (side * side, M, T) in [-1, 1]
+    points: np.ndarray,  # (side * side, 2), as plane_points gives them
     config: Config,
-    *,
-    points: tuple[float, ...] = (-0.7, 0.0, 0.7),  # valence and arousal of the panels
 ) -> plt.Figure:
     "Draw what one noise becomes over the valence-arousal plane."
-    audio, count = config.audio, len(points)
-    grid = [(valence, arousal) for arousal in reversed(points) for valence in points]
-    seeds = [seed_for(config.seed, "plane")] * len(grid)
-    windows = generate(generator, grid, seeds=seeds, frames=synthetic_frames(config))
+    audio, side = config.audio, config.synthesis.plane_side
     bands = librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
-    figure, axes = subplots(count, count, size=(2.9, 2.1))
-    for panel, window, (valence, arousal) in zip(axes.flat, windows, grid, strict=True):
+    figure, axes = subplots(side, side, size=(2.1, 1.6))
+    for panel, window, (valence, arousal) in zip(axes.flat, windows, points, strict=True):
         image = plot_log_mel(
             panel,
             audio.to_db(window),
@@ -200,68 +230,101 @@ def plot_plane(
             hop=audio.hop,
             bands=bands,
             limits=(audio.db_min, audio.db_max),
-            title=f"valence {valence:+.1f}, arousal {arousal:+.1f}",
+            title=f"V {valence:+.1f}, A {arousal:+.1f}",
         )
         panel.label_outer()
+    figure.suptitle("One noise, each valence (V) and arousal (A)")
     figure.colorbar(image, ax=axes, label="level (dB)")
     return figure
 
 
 # %%
-figure = plot_plane(trained, config)
-
+points = plane_points(config)
+test_eq(points.shape, (25, 2))
+test_close(points[[0, 12, 24]], [[-0.8, 0.8], [0, 0], [0.8, -0.8]], eps=1e-6)
+pieces = generate(trained, points, seeds=[3] * 25, frames=64)
+figure = plot_plane(pieces, points, config)
 
 # %% [markdown]
 # ## The stage
 #
 # Songs for training, then one window for each of the five named emotions. The array is written
-# to disk batch by batch: 3200 songs of 30 s are a gigabyte.
-
+# to disk batch by batch: 3200 songs of 30 s are a gigabyte. A synthetic song keeps how far
+# raters were apart on the real song that it lies around; of a named emotion nobody knows.
 
 # %%
 #| export
+SPREADS = ["valence_std", "arousal_std"]
+
+
 def synthetic_table(
     conditions: np.ndarray,  # (K, 2)
-    seed: int,
+    seeds: list[int],  # (K,) of each row's noise
+    *,
     emotions: list[str] | None = None,  # (K,) names; None: songs meant for training
+    spread: np.ndarray | None = None,  # (K, 2) of raters on [-1, 1]; None: not known
 ) -> pd.DataFrame:
-    "Tabulate what was asked of each row, and the seed of its noise."
+    "Tabulate what was asked of each row, how sure raters are there, and the seed of its noise."
     table = pd.DataFrame(conditions.astype(float).round(6), columns=["valence", "arousal"])
+    table[SPREADS] = np.nan if spread is None else spread
     table["emotion"] = emotions
-    table["seed"] = [seed_for(seed, row) for row in range(len(table))]
+    table["seed"] = seeds
     return table
+
+
+def _drawing(config: Config) -> dict:
+    "Say how the generator draws: pieces as wide as the predictor's window; batch, device."
+    frames = config.dataset.window_frames or config.audio.frames
+    device = pick_device(config.device)
+    options = {"frames": frames, "batch_size": config.gan.batch_size, "device": device}
+    return options | {"precision": pick_precision(device, config.precision)}
 
 
 def synthesize(run: Run, config: Config) -> pd.DataFrame:
     "Write synthetic.npy and synthetic.csv; the five named emotions are the last rows."
     songs, _ = load_part(run, "train")
-    device, count = pick_device(config.device), config.synthesis.songs
-    jobs = {"songs": None, "emotions": np.array(list(EMOTIONS.values()), dtype=np.float32)}
-    jobs["songs"] = draw_conditions(
+    asked, near = draw_conditions(
         songs[["valence", "arousal"]].to_numpy(),
-        count,
-        jitter=config.synthesis.jitter,
+        config.synthesis.songs,
+        bandwidth=config.synthesis.bandwidth,
         seed=config.seed,
     )
-    options = {"batch_size": config.gan.batch_size, "device": device}
-    options["precision"] = pick_precision(device, config.precision)
-    chosen = pick_generator(run, config)
-    generator, tables = load_generator(run, config, chosen), []
-    options["frames"] = synthetic_frames(config)
-    shape = (count + len(EMOTIONS), config.audio.n_mels, options["frames"])
+    spread = songs.reindex(columns=SPREADS).to_numpy()[near]
+    named = np.array(list(EMOTIONS.values()), dtype=np.float32)
+    jobs = {
+        "songs": (asked, {"spread": spread}),
+        "emotions": (named, {"emotions": list(EMOTIONS)}),
+    }
+    chosen, options = pick_generator(run, config), _drawing(config)
+    generator, tables, done = load_generator(run, config, chosen), [], 0
+    shape = (len(asked) + len(named), config.audio.n_mels, options["frames"])
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
-        for name, conditions, rows in zip(
-            jobs, jobs.values(), (windows[:count], windows[count:]), strict=True
-        ):
-            names = list(EMOTIONS) if name == "emotions" else None
-            table = synthetic_table(conditions, seed_for(config.seed, "synthesis", name), names)
-            generate(generator, conditions, seeds=table["seed"].tolist(), out=rows, **options)
-            tables.append(table)
+        for name, (conditions, facts) in jobs.items():
+            seed = seed_for(config.seed, "synthesis", name)
+            seeds = [seed_for(seed, row) for row in range(len(conditions))]
+            rows = windows[done : done + len(conditions)]
+            generate(generator, conditions, seeds=seeds, out=rows, **options)
+            tables.append(synthetic_table(conditions, seeds, **facts))
+            done += len(conditions)
         run.save("synthetic.npy", windows)
         del windows, rows
     table = pd.concat(tables, ignore_index=True).assign(generator=chosen)
     run.save("synthetic.csv", table)
+    return table
+
+
+# %%
+#| export
+def draw_plane(run: Run, config: Config) -> pd.DataFrame:
+    "Write plane.npy and plane.csv: one noise at each point of the valence-arousal grid."
+    chosen, seed = pick_generator(run, config), seed_for(config.seed, "synthesis", "plane")
+    generator, points = load_generator(run, config, chosen), plane_points(config)
+    seeds = [seed] * len(points)
+    run.save("plane.npy", generate(generator, points, seeds=seeds, **_drawing(config)))
+    table = synthetic_table(points, seeds).drop(columns="emotion")
+    table = table.drop(columns=SPREADS).assign(generator=chosen)
+    run.save("plane.csv", table)
     return table
 
 
@@ -291,14 +354,40 @@ display(synthetic.tail(7).round(2))
 
 # %%
 training_labels = load_part(run, "train")[0][["valence", "arousal"]].to_numpy()
-conditions_figure = plot_conditions(training_labels, synthetic)
+bandwidth = config.synthesis.bandwidth
+conditions_figure = plot_conditions(training_labels, synthetic, bandwidth=bandwidth)
 
 # %% [markdown]
-# One noise, nine emotions. If all panels look alike, the generator does not hear its condition.
+# The draw beside the real labels, in numbers: mean and spread of each, their correlation, and
+# how far raters were apart.
 
 # %%
-chosen = pick_generator(run, config)
-plane_figure = plot_plane(load_generator(run, config, chosen), config)
+training_songs, _ = load_part(run, "train")
+compared = {"real, training": training_songs, "asked": synthetic[synthetic["emotion"].isna()]}
+pd.DataFrame(
+    {
+        name: {
+            "songs": len(part),
+            "valence, mean": part["valence"].mean(),
+            "valence, spread": part["valence"].std(),
+            "arousal, mean": part["arousal"].mean(),
+            "arousal, spread": part["arousal"].std(),
+            "correlation": part["valence"].corr(part["arousal"]),
+            "raters' spread, valence": part["valence_std"].mean(),
+            "raters' spread, arousal": part["arousal_std"].mean(),
+        }
+        for name, part in compared.items()
+    }
+).T.round(2)
+
+# %% [markdown]
+# One noise, the whole plane; section 8 plays it. If all panels look alike, the generator does
+# not hear its condition.
+
+# %%
+plane = draw_plane(run, config)
+plane_figure = plot_plane(run.load("plane.npy"), plane[["valence", "arousal"]].to_numpy(), config)
+chosen = plane["generator"][0]
 run.headline(
     "07_synthesis",
     f"{len(synthetic) - len(EMOTIONS)} synthetic songs, {len(EMOTIONS)} named emotions ({chosen})",
