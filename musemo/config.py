@@ -67,11 +67,13 @@ class GanConfig(Section):
             raise ValueError("channels must be a multiple of 16, and narrowest no more")
         return self
 
-# %% ../nbs/02_config.ipynb #274e3577
+# %% ../nbs/02_config.ipynb #0cdf2366
 class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
     learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
+    discriminator_rate: float = setting(1.0, "x", "discriminator's share of it", gt=0)
+    averaging: float = setting(0.995, "-", "kept by the generator's average", ge=0, lt=1)
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
@@ -97,13 +99,19 @@ class FlowConfig(Section):
     guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)
     guidance_until: float = setting(0.6, "of the line", "from noise, where that ends", ge=0, le=1)
 
-# %% ../nbs/02_config.ipynb #24c5987d
+# %% ../nbs/02_config.ipynb #40743c2a
 class QualityConfig(Section):
     "How generated windows are judged."
 
     excellent: float = setting(70.0, "points", "from here: excellent", SPEC, gt=0, lt=100)
     good: float = setting(50.0, "points", "from here: good; below: poor", SPEC, gt=0, lt=100)
     bootstrap: int = setting(200, "draws", "for the score's interval", ge=20)
+    embedding: str = setting(
+        "statistics", "-", "or a folder or hub name of an audio model", min_length=1
+    )
+    copied_below: Fraction = setting(
+        0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
+    )
 
 # %% ../nbs/02_config.ipynb #60c92ea9
 EMOTIONS = {

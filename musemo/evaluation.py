@@ -54,7 +54,7 @@ def predict_baselines(
     mean = np.tile(train.labels.mean(axis=0), (len(judged.labels), 1))
     return {"mean": mean, "ridge": np.clip(answers, -1, 1)}
 
-# %% ../nbs/12_evaluation.ipynb #7b85b15e
+# %% ../nbs/12_evaluation.ipynb #46c72890
 def load_vit(run: Run, config: Config) -> EmotionViT:
     "Open this run's trained ViT; raises MusemoError where it was not trained yet."
     description = run.load("vit_history.json")["model"]
@@ -75,11 +75,12 @@ def predict_file(
     "Predict a song's emotion from its file; raises MusemoError for a file that is no sound."
     config = read_config(run.load("config.json"))
     model = load_vit(run, config)
-    wave = decode(path, config.audio)
-    seconds = len(wave) / config.audio.sample_rate
+    log_mel = log_mel_of(decode(path, config.audio), config.audio)  # (M, T)
+    seconds = log_mel.shape[1] * config.audio.hop / config.audio.sample_rate
     if seconds < config.data.min_seconds:
-        raise MusemoError(f"{path}: {seconds:.1f} s, need {config.data.min_seconds:g} s of sound")
-    log_mel = log_mel_of(wave, config.audio)  # (M, T)
+        raise MusemoError(
+            f"{path}: {seconds:.1f} s between silence, need {config.data.min_seconds:g} s of sound"
+        )
     song = {"song_id": 0, "valence": 0.0, "arousal": 0.0, "frames": log_mel.shape[1]}
     data = WindowDataset(
         pd.DataFrame([song]), log_mel[None], config, mean=model.mean, std=model.std

@@ -54,7 +54,7 @@ def joint_logit(verdicts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     "Join the verdicts on each window into one logit, (B,)."
     return torch.stack([logits.float().mean(1) for logits in verdicts]).mean(0)
 
-# %% ../nbs/05_gan_training.ipynb #025f7d06
+# %% ../nbs/05_gan_training.ipynb #6d6a1d7f
 class GanLearner(Learner):
     "The specification's GAN in training: both sides, and where they meet."
 
@@ -76,12 +76,12 @@ class GanLearner(Learner):
         steps = self.gan.epochs * self.epoch_steps
         super().__init__(config, device, steps=steps, batch_size=self.gan.batch_size)
         self.build(config, *songs.levels())
-        self.average_from(self.gan.averaging)
 
     def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
         "Take both networks into training, at the songs' levels: (M, 1), (1,)."
-        pair, self.rate = build_gan(config), self.gan.learning_rate
-        self.put_pair(pair, means, deviation, betas=(self.gan.beta1, 0.999))
+        self.rate, self.share = self.gan.learning_rate, self.gan.discriminator_rate
+        self.put_pair(build_gan(config), means, deviation, betas=(self.gan.beta1, 0.999))
+        self.average_from(self.gan.averaging)
 
     def put_pair(self, pair, means: torch.Tensor, deviation: torch.Tensor, **options) -> None:
         "Tell a pair the songs' levels and take it into training."
@@ -140,7 +140,7 @@ class GanLearner(Learner):
         weights = 1 + self.gan.swapped, 1, self.gan.swapped  # as much true as false
         parts = zip(weights, verdicts, (1, 0, 0), strict=True)
         loss = sum(weight * verdict_loss(x, truth) for weight, x, truth in parts)
-        norm = self.discriminator.follow(loss, rate * self.gan.discriminator_rate)
+        norm = self.discriminator.follow(loss, rate * self.share)
         row = {"discriminator_loss": loss.item(), "discriminator_norm": norm}
         right = accuracies(*map(joint_logit, verdicts[:2]))
         return row | dict(zip(("accuracy_real", "accuracy_fake"), right, strict=True))

@@ -86,7 +86,7 @@ SECTIONS = (
     Section(
         "08_audio",
         Stage("listening:render_emotions", ("audio/audio.json",)),
-        Stage("listening:render_plane", ("audio/plane.json",)),
+        Stage("plane:render_plane", ("audio/plane.json",)),
     ),
     Section("09_dataset"),
     Section("10_vit"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #51772f7a
+# %% ../nbs/02_config.ipynb #22136d98
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -24,14 +24,17 @@ PRESETS = {
     "demo": _scratch
     | {
         "audio.clip_seconds": 20.0,
-        "gan.frames": 256,
+        "generators": ["residual", "flow"],
+        "gan.epochs": 8,
         "gan.windows_per_song": 3,
         "gan.channels": 128,
+        "gan.narrowest": 16,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
-        "generators": ["gan", "flow"],
-        "flow.steps": 700,
-        "flow.batch_size": 4,
+        "gan.decay": 0.8,
+        "residual.learning_rate": 1e-3,
+        "residual.penalty": 0.1,
+        "flow.steps": 600,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
@@ -50,9 +53,10 @@ PRESETS = {
         "data.demo_seconds": 6.0,
         "gan.frames": 64,
         "gan.channels": 32,
+        "gan.narrowest": 16,
         "gan.epochs": 2,
         "gan.samples": 16,
-        "generators": ["gan", "flow"],
+        "generators": ["gan", "residual", "flow"],
         "flow.steps": 6,
         "flow.channels": [16, 24, 32],
         "flow.draw_steps": 4,

@@ -45,7 +45,7 @@ def augment(
         changed.append(x)
     return torch.stack(changed)
 
-# %% ../nbs/05_gan_training.ipynb #0f8eb817
+# %% ../nbs/05_gan_training.ipynb #6a3eb348
 class ResidualLearner(GanLearner):
     "The residual pair in training; the balance rule and the schedule are the GAN's."
 
@@ -59,8 +59,10 @@ class ResidualLearner(GanLearner):
 
     def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
         "Take both networks into training, at the songs' levels: (M, 1), (1,)."
-        self.residual, self.rate = config.residual, config.residual.learning_rate
+        residual = self.residual = config.residual
+        self.rate, self.share = residual.learning_rate, residual.discriminator_rate
         self.put_pair(build_residual(config), means, deviation, betas=(0.0, 0.99))
+        self.average_from(residual.averaging)
 
     def seen(self, pictures: torch.Tensor) -> torch.Tensor:
         "Augment what the discriminator sees: (B, 1, M, T)."
@@ -89,9 +91,7 @@ class ResidualLearner(GanLearner):
             penalty = sum(self.penalty(seen.float(), own) for seen in pair)
             loss = loss + self.residual.penalty * self.residual.penalty_every / 2 * penalty
             row["penalty"] = penalty.item()
-        row["discriminator_norm"] = self.discriminator.follow(
-            loss, rate * self.gan.discriminator_rate
-        )
+        row["discriminator_norm"] = self.discriminator.follow(loss, rate * self.share)
         right = (joint_logit(true) > joint_logit(false)).float().mean().item()
         return row | {"accuracy_real": right, "accuracy_fake": right}
 

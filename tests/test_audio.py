@@ -3,6 +3,7 @@
 import json
 
 import librosa
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +20,10 @@ from musemo.config import EMOTIONS
 from musemo.core import MusemoError, Run
 from musemo.drawing import generate
 from musemo.gan import build_gan
-from musemo.listening import PlaneExplorer, plane_page, render_emotions, render_plane
+from musemo.listening import card, describe_pairs, lay_out, middle, render_emotions, spectrogram_png
+from musemo.plane import PlaneExplorer, plane_page, render_plane
 from musemo.presets import make_config
+from musemo.report import write_report
 from musemo.spectrum import wave_log_mel
 from musemo.synthesis import draw_conditions, draw_plane, load_generator, synthesize
 
@@ -117,6 +120,7 @@ def write_run(folder, songs=4):
     table = pd.DataFrame({"song_id": range(10, 10 + songs), "split": ["train", "test"] * 2})
     table["valence"], table["arousal"] = np.linspace(-0.5, 0.5, songs), 0.2
     table["frames"], table["row"] = frames, range(songs)
+    table["valence_std"] = np.where(table["song_id"] == 10, 0.25, np.nan)  # one song has it
     run.save("songs.csv", table)
     log_mel = wave_log_mel(melody()[None], CONFIG.audio)[:, :, :frames]
     run.save("logmel.npy", np.repeat(log_mel, songs, 0).astype(np.float16))
@@ -137,6 +141,10 @@ def test_synthesis_leaves_songs_and_five_emotions(tmp_path):
     assert saved["emotion"][:count].isna().all() and list(saved["emotion"][count:]) == [*EMOTIONS]
     assert np.allclose(saved[["valence", "arousal"]][count:], [*EMOTIONS.values()])
     assert table["seed"].is_unique
+    # Raters' spread is that of the song it was drawn around, and blank where there is none.
+    assert set(saved["valence_std"][:count].dropna()) == {0.25}
+    assert 0 < saved["valence_std"][:count].isna().sum() < count
+    assert saved["arousal_std"].isna().all() and saved["valence_std"][count:].isna().all()
     # A row can be made again from its seed and its condition alone.
     asked = saved.loc[[3], ["valence", "arousal"]].to_numpy()
     generator, frames = load_generator(run, config, "gan"), config.dataset.window_frames
@@ -161,6 +169,62 @@ def test_more_songs_leave_the_first_ones_alone(tmp_path):
     assert np.abs(drawn[0] - drawn[1]).max() > 0.01
 
 
+def cloud(songs=300):
+    "Make slanted labels, crowded at one corner of the plane, (N, 2)."
+    rng = np.random.default_rng(3)
+    arousal = rng.normal(0.3, 0.35, songs)
+    return np.clip(np.stack([0.6 * arousal + rng.normal(0.2, 0.3, songs), arousal], 1), -0.98, 0.98)
+
+
+def test_conditions_lie_as_real_labels_do():
+    labels = cloud()
+    drawn, near = draw_conditions(labels, 20_000, bandwidth=1.0, seed=0)
+    assert np.abs(drawn.mean(0) - labels.mean(0)).max() < 0.02
+    assert np.abs(drawn.std(0) / labels.std(0) - 1).max() < 0.05
+    assert abs(np.corrcoef(drawn.T)[0, 1] - np.corrcoef(labels.T)[0, 1]) < 0.05
+    for column in (0, 1):
+        parts = np.linspace(0.1, 0.9, 9)
+        apart = np.quantile(drawn[:, column], parts) - np.quantile(labels[:, column], parts)
+        assert np.abs(apart).max() < 0.06
+    # Not the labels again, and each near its own.
+    assert len(np.unique(drawn, axis=0)) > 19_900
+    assert np.linalg.norm(drawn - labels[near], axis=1).mean() < labels.std(0).mean()
+    # A draw from the square would fail here.
+    square = np.random.default_rng(0).uniform(-1, 1, (20_000, 2))
+    assert np.abs(square.std(0) / labels.std(0) - 1).max() > 0.2
+
+
+def test_conditions_do_not_pile_up_at_the_border():
+    labels = np.array([[0.97, 0.95], [0.9, 0.99], [-0.99, 0.9], [-0.9, -0.98]] * 20)
+    drawn, _ = draw_conditions(labels, 20_000, bandwidth=2.0, seed=1)
+    assert np.abs(drawn).max() <= 1
+    assert (np.abs(drawn) >= 0.99999).mean() < 0.001
+    # The strip at the border holds no more than the one beside it, but for chance.
+    strip, beside = ((np.abs(drawn[:, 0]) > low).sum() for low in (0.98, 0.96))
+    assert strip < 0.7 * beside
+
+
+@pytest.mark.parametrize("labels", [[[0.2, 0.2]], [[0.2, 0.1], [0.4, 0.1]], [[0.1, 0.1]] * 5])
+def test_conditions_from_few_labels(labels):
+    drawn, _ = draw_conditions(np.array(labels), 50, bandwidth=1.0, seed=0)
+    assert np.isfinite(drawn).all()
+    assert np.abs(drawn[:, 1] - labels[0][1]).max() < 1e-6  # no spread there, none drawn
+
+
+def test_the_plane_is_one_noise(tmp_path):
+    run, config = write_run(tmp_path)
+    table, side = draw_plane(run, config), config.synthesis.plane_side
+    windows = run.load("plane.npy")
+    assert windows.shape == (side**2, config.audio.n_mels, config.gan.frames)
+    assert table["seed"].nunique() == 1
+    assert list(table["valence"][:side]) == pytest.approx([-0.8, -0.4, 0, 0.4, 0.8])
+    assert list(table["arousal"][::side]) == pytest.approx([0.8, 0.4, 0, -0.4, -0.8])
+    asked = table.loc[[7], ["valence", "arousal"]].to_numpy()
+    generator, seeds = load_generator(run, config, "gan"), [int(table["seed"][7])]
+    again = generate(generator, asked, seeds=seeds, frames=config.gan.frames)[0]
+    assert np.abs(again - windows[7]).max() < 2e-3
+
+
 def test_synthesis_refuses(tmp_path):
     run, config = write_run(tmp_path)
     generator = load_generator(run, config, "gan")
@@ -174,31 +238,29 @@ def test_synthesis_refuses(tmp_path):
 def test_five_emotions_are_rendered(tmp_path):
     run, config = write_run(tmp_path)
     synthesize(run, config)
-    render_emotions(run, config)
+    pairs = describe_pairs(render_emotions(run, config))
+    assert len(pairs) == 10 and pairs[1][0].startswith("real song 10: valence -0.50")
     facts = json.loads((tmp_path / "audio/audio.json").read_text())
     assert list(facts["emotions"]) == list(EMOTIONS)
     assert facts["emotions"]["sad_calm"]["file"] == "audio/sad_calm_v-0.8_a-0.6.wav"
-    for described in facts["emotions"].values():
+    for described in (
+        *facts["emotions"].values(),
+        *(one["nearest_song"] for one in facts["emotions"].values()),
+    ):
         wave, rate = soundfile.read(tmp_path / described["file"])
         assert rate == config.audio.sample_rate and np.abs(wave).max() < 1
         assert len(wave) == config.audio.hop * (config.gan.frames - 1)
-        assert described["nearest_song"]["song_id"] in (10, 12)  # training songs only
+    near = [one["nearest_song"] for one in facts["emotions"].values()]
+    assert {song["song_id"] for song in near} <= {10, 12}  # training songs only
+    assert near[0]["distance"] == pytest.approx(np.hypot(-0.8 + 0.5, -0.6 - 0.2))
     assert [song["song_id"] for song in facts["round_trip"]["songs"]] == [11, 13]
     assert 0 < facts["round_trip"]["error"] < 3
+    # The real song is what the inversion makes of its own spectrogram, at its own level.
+    heard, _ = soundfile.read(tmp_path / pairs[1][2], dtype="float32")
+    assert round_trip_error(pairs[1][1][None], heard[None], config.audio)[0] < 2.5
     before = {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
     render_emotions(run, config)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
-
-
-def test_conditions_follow_the_density_of_real_labels():
-    rng = np.random.default_rng(0)
-    labels = np.clip(rng.multivariate_normal([0.2, -0.1], [[0.1, 0.06], [0.06, 0.12]], 300), -1, 1)
-    drawn, near = draw_conditions(labels, 20000, bandwidth=1.0, seed=0)
-    assert np.allclose(drawn.mean(0), labels.mean(0), atol=0.03)
-    assert np.allclose(np.cov(drawn.T), np.cov(labels.T), atol=0.015)
-    assert np.abs(drawn).max() < 1  # folded back, not piled up
-    distance = np.abs(drawn - labels[near]).mean()
-    assert 0 < distance < np.abs(drawn - labels[near[::-1]]).mean()
 
 
 def test_the_spread_of_raters_goes_with_the_label(tmp_path):
@@ -213,19 +275,61 @@ def test_the_spread_of_raters_goes_with_the_label(tmp_path):
     assert table["valence_std"][config.synthesis.songs :].isna().all()  # nobody rated an emotion
 
 
-def test_the_plane_answers(tmp_path):
+def test_a_card_plays_the_middle_of_a_long_clip():
+    audio = CONFIG.audio
+    wave = np.zeros(10 * audio.sample_rate)
+    long = card("a <b>", b"png", wave, audio, seconds=2.0)
+    short = card("a <b>", b"png", wave[: audio.sample_rate], audio, seconds=2.0)
+    assert "a &lt;b&gt;, the middle 2 s" in long and "middle" not in short
+    assert len(long) < 130_000  # 2 s of 16 bits in base 64: 118 kB
+    assert lay_out([long, short]).data.count("<audio") == 2
+    assert spectrogram_png(np.zeros((audio.n_mels, 64)), audio)[1:4] == b"PNG"
+    whole = np.arange(300.0)[None, None]
+    assert middle(whole, audio, seconds=100.0).shape == whole.shape
+    part = middle(whole, audio, seconds=1.0)
+    assert part.shape[-1] == 43 and part[0, 0, 0] == (300 - 43) // 2
+
+
+def test_the_plane_sounds_and_answers(tmp_path):
     run, config = write_run(tmp_path)
-    synthesize(run, config)
-    table = draw_plane(run, config)
-    assert len(table) == 25 and table["seed"].nunique() == 1
+    synthesis = config.synthesis.model_copy(update={"plane_side": 3})
+    config = config.model_copy(update={"synthesis": synthesis})
+    draw_plane(run, config)
     plane = render_plane(run, config)
-    assert len(list((tmp_path / "audio/plane").glob("*.wav"))) == 25
-    assert plane_page(plane, config.audio).data.count("<audio") == 25
-    explorer, heard = PlaneExplorer(plane, config.audio), []
-    for button, point in zip(explorer.buttons, plane["points"], strict=True):
+    record = run.load("audio/plane.json")["points"]
+    assert len(record) == 9 and record[0]["file"] == "audio/plane/v-0.80_a+0.80.wav"
+    for facts in record:
+        wave, rate = soundfile.read(tmp_path / facts["file"])
+        assert rate == config.audio.sample_rate and 0 < np.abs(wave).max() < 1
+    page = plane_page(plane, config.audio).data
+    assert page.count("<audio") == page.count("<button") == 9
+    assert 'aria-label="play valence -0.80, arousal +0.80"' in page
+    assert "repeat(3, minmax(0, 1fr))" in page and "http" not in page
+
+    explorer = PlaneExplorer(plane, config.audio)
+    assert (
+        explorer.label.value == "valence +0.00, arousal +0.00"
+        and explorer.sound.value[:4] == b"RIFF"
+    )
+    seen = set()
+    for i, button in enumerate(explorer.buttons):
         button.click()
-        assert (explorer.valence.value, explorer.arousal.value) == pytest.approx(tuple(point))
-        heard.append(explorer.sound.value)
-    assert len(set(heard)) > 1 and heard[0][:4] == b"RIFF"
-    explorer.valence.value = 0.75  # a slider goes to the nearest point
-    assert explorer.shown == 24
+        assert explorer.shown == i and explorer.label.value == button.tooltip
+        assert [b.button_style for b in explorer.buttons].count("primary") == 1
+        assert explorer.valence.value == pytest.approx(plane["points"][i][0])
+        seen.add(explorer.sound.value)
+        assert explorer.picture.value[1:4] == b"PNG"
+    assert len(seen) == 9
+    explorer.valence.value, explorer.arousal.value = -0.75, 1.0  # the keyboard's way
+    assert explorer.shown == 0
+
+
+def test_a_report_leaves_widgets_out(tmp_path):
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "VBox()"}
+    output = nbformat.v4.new_output("display_data", widget)
+    cells = [nbformat.v4.new_markdown_cell(text) for text in ("# Title", "## On the run")]
+    cells.append(nbformat.v4.new_code_cell("box", outputs=[output]))
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    page = write_report(tmp_path / "a.ipynb").read_text()
+    assert "widget-view" not in page and "VBox()" not in page and "unpkg" not in page

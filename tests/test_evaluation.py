@@ -148,7 +148,7 @@ def test_files_that_cannot_be_predicted_say_why(finished, tmp_path):
     with pytest.raises(MusemoError, match="song.mp3"):
         predict_file(run, path)
     soundfile.write(tmp_path / "short.wav", np.zeros(16000), 16000)
-    with pytest.raises(MusemoError, match="1.0 s, need 3 s"):
+    with pytest.raises(MusemoError, match="0.0 s between silence, need 3 s"):
         predict_file(run, tmp_path / "short.wav")
     with pytest.raises(MusemoError, match="nowhere.wav"):
         predict_file(run, tmp_path / "nowhere.wav")

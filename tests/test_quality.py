@@ -2,31 +2,39 @@
 
 import json
 import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import soxr
 import torch
+import transformers
+from prdc import compute_prdc
 from scipy import linalg
 from scipy.ndimage import uniform_filter
 
-from musemo.audio import wave_log_mel
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, Run, cut_windows
+from musemo.demo import compose_demo
 from musemo.distance import (
-    SCORE_PARTS,
     correlations,
-    coverage,
     fit_reader,
     frechet_distance,
+    frechet_infinity,
     kernel_distance,
+    measure_variety,
+    nearest_training,
     noise_like,
-    place_part,
-    spacing,
 )
-from musemo.gan_quality import explain_quality, judge_generators, make_judge, score_interval
+from musemo.drawing import build_generator, generate
+from musemo.embeddings import audio_embedding, torch_embedding
+from musemo.gan_quality import compare_generators, explain_quality, judge_generators
+from musemo.judge import SCORE_PARTS, make_judge, place_part, score_interval
 from musemo.presets import make_config
+from musemo.quality_plots import plot_averages, plot_parts
+from musemo.spectrum import log_mel_of
 
 
 def textbook(a, b):
@@ -52,11 +60,27 @@ def test_frechet_is_never_negative_and_sees_a_shift():
     assert frechet_distance(a, a + 2) == pytest.approx(4 * 500, rel=1e-5)
 
 
-def test_frechet_of_whole_clips_is_quick():
+def test_frechet_of_whole_clips_is_quick_and_small():
     a = np.random.default_rng(0).standard_normal((200, 128 * 1292), dtype=np.float32)
-    begun = time.process_time()
-    assert frechet_distance(a, a + np.float32(0.5)) == pytest.approx(0.25 * 128 * 1292, rel=1e-4)
-    assert time.process_time() - begun < 10
+    b = a + np.float32(0.5)
+    tracemalloc.start()
+    begun = time.process_time()  # processor seconds: what else the machine does is not counted
+    assert frechet_distance(a, b) == pytest.approx(0.25 * 128 * 1292, rel=1e-4)
+    assert time.process_time() - begun < 5
+    assert tracemalloc.get_traced_memory()[1] + a.nbytes + b.nbytes < 1e9
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_extrapolated_frechet_is_nearer_to_the_truth(shift):
+    rng, truth = np.random.default_rng(1), 16 * shift**2  # equal covariances: the shift alone
+    raw, infinite = [], []
+    for _ in range(200):
+        a, b = rng.normal(size=(200, 16)), rng.normal(size=(200, 16)) + shift
+        raw.append(frechet_distance(a, b))
+        infinite.append(frechet_infinity(a, b, rng=rng))
+    assert abs(np.mean(infinite) - truth) < 0.1
+    assert abs(np.mean(infinite) - truth) < abs(np.mean(raw) - truth) / 3
 
 
 def test_kernel_distance_is_the_definition():
@@ -72,65 +96,135 @@ def test_kernel_distance_is_the_definition():
     assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_variety_measures():
-    x = np.arange(8.0)[:, None]
-    assert coverage(x[:1], x, np.arange(8), neighbours=1) == pytest.approx(2 / 8)
-    # Radii reach to other songs: a song's own windows are no neighbours.
-    assert coverage(x[:1], x, np.arange(8) // 4, neighbours=1) == pytest.approx(3 / 8)
-    assert spacing(x) == 1
-    assert spacing(np.repeat(x[:2], 4, 0)) == 0
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_variety_is_that_of_its_authors(k):
+    rng = np.random.default_rng(k)
+    real, a = rng.normal(size=(80, 4)), 0.7 * rng.normal(size=(60, 4)) + 0.3
+    found = measure_variety(a, real, (np.arange(60), np.arange(80)), neighbours=k)
+    for name, value in compute_prdc(real, a, nearest_k=k).items():
+        assert found[name] == pytest.approx(value), name
+
+
+def test_a_songs_own_windows_are_no_neighbours():
+    x, one = np.arange(8.0)[:, None], np.zeros(2)
+    pair = np.array([[0.0], [0.0]])
+    each = np.arange(8)
+    found = measure_variety(pair, x, (np.arange(2), each), neighbours=1)
+    assert found["coverage"] == 2 / 8 and found["diversity"] == 1 / 2
+    found = measure_variety(pair, x, (np.arange(2), each // 4), neighbours=1)
+    assert found["coverage"] == 3 / 8  # the point 0 is no farther from 0, 1, 2 than 4 is
+    with pytest.raises(MusemoError, match="one song"):
+        measure_variety(pair, x, (one, each), neighbours=1)
 
 
 def test_parts_lie_between_floor_and_ceiling():
     assert sum(weight for _, weight in SCORE_PARTS.values()) == pytest.approx(1)
     for name in SCORE_PARTS:
-        floor, ceiling = (0.0, 0.8) if name in ("coverage", "spacing") else (5.0, 0.2)
+        floor, ceiling = (0.1, 0.8) if SCORE_PARTS[name][0] == "variety" else (5.0, 0.2)
         assert place_part(name, ceiling, floor, ceiling) == pytest.approx(1)
         assert place_part(name, floor, floor, ceiling) == pytest.approx(0.01)
 
 
+def decode(folder, count, seconds=12):
+    "Decode the first songs of a data set as section 3 does: log-mels of differing lengths."
+    audio, songs = AudioConfig(), []
+    for path in sorted(folder.glob("DEAM_audio/MEMD_audio/*.mp3"), key=lambda p: int(p.stem)):
+        if len(songs) < count:
+            wave, rate = soundfile.read(path, frames=seconds * 44100, always_2d=True)
+            songs.append(log_mel_of(soxr.resample(wave.mean(1), rate, audio.sample_rate), audio))
+    return songs
+
+
+def split_windows(songs, parts, seed=0):
+    "Cut ten windows of 128 frames out of each song; each part has songs of its own."
+    order, out = np.random.default_rng(seed).permutation(len(songs)), []
+    for numbers in np.split(order, np.cumsum(parts))[: len(parts)]:
+        kept = [i for i in numbers if songs[i].shape[1] >= 128]
+        cut = [cut_windows(songs[i][None], [songs[i].shape[1]], 128, per_song=10)[0] for i in kept]
+        mixed = np.random.default_rng(1).permutation(10 * len(kept))
+        out.append((np.concatenate(cut)[mixed], np.repeat(kept, 10)[mixed]))
+    return out
+
+
+@pytest.fixture(scope="session", params=["demo", "vgmidi"])
+def music(request, tmp_path_factory):
+    "Windows of real music: to train, others that nobody has seen, held out; song of each."
+    if request.param == "vgmidi":
+        real_data = request.getfixturevalue("real_data")
+        return split_windows(decode(real_data("vgmidi"), 72), (32, 20, 20))
+    folder = tmp_path_factory.mktemp("quality") / "demo"
+    return split_windows(decode(compose_demo(folder, songs=60, seconds=12), 60), (28, 16, 16))
+
+
 @pytest.fixture(scope="session")
-def piano(real_data):
-    "Windows of 72 piano pieces: 46 to train, 26 held out."
-    audio, count, size = AudioConfig(), 72, 10 * 22050
-    folder = real_data("vgmidi") / "DEAM_audio/MEMD_audio"
-    waves = []
-    for path in sorted(folder.glob("*.mp3"), key=lambda p: int(p.stem))[:count]:
-        wave, rate = soundfile.read(path, frames=11 * 44100, dtype="float32", always_2d=True)
-        step = rate // audio.sample_rate
-        waves.append(wave[: size * step].mean(1).reshape(-1, step).mean(1))
-    log_mel = wave_log_mel(torch.from_numpy(np.stack(waves)), audio)
-    width = log_mel.shape[2]
-    order = np.random.default_rng(0).permutation(count)
-    parts = []
-    for rows in (order[:46], order[46:]):
-        windows, songs = cut_windows(log_mel[rows], np.full(len(rows), width), 128, per_song=8)
-        mixed = np.random.default_rng(1).permutation(len(windows))
-        parts.append((windows[mixed], songs[mixed]))
-    return parts
+def tried(music):
+    "A judge, unseen real windows, and training windows, 150 of each."
+    train, (fresh, _), (held, songs) = music
+    return make_judge(train, (held[:150], songs[:150]), seed=0), fresh[:150], train[0]
 
 
-def test_the_score_is_hard_to_fool_on_real_music(piano):
-    (train, _), (held, songs) = piano
-    n, rng = 150, np.random.default_rng(2)
-    judge = make_judge(train, held[:n], songs[:n], seed=0)
-    real = train[-n:]
-    noise = noise_like(real, rng)
-    twenty = train[:20][rng.integers(0, 20, n)]
+@pytest.fixture(scope="session")
+def untrained():
+    "Windows that generators of the demo's size draw before any training."
+    config, drawn = make_config("demo", {"flow.draw_steps": 2}), {}
+    asked = np.random.default_rng(0).uniform(-1, 1, (150, 2))
+    for name in ("gan", "residual", "flow"):
+        torch.manual_seed(0)
+        options = {"seeds": list(range(150)), "frames": 128}
+        drawn[name] = generate(build_generator(config, name), asked, **options)
+    return drawn
+
+
+def test_the_score_is_hard_to_fool(tried):
+    judge, real, train = tried
+    n, rng = len(real), np.random.default_rng(2)
     assert judge.score(real) >= 95
-    assert judge.score(noise) <= 15
+    assert judge.score(noise_like(real, rng)) <= 15
     assert judge.score(np.full_like(real, -1)) <= 15
     assert judge.score(np.repeat(train[:1], n, axis=0)) < 35
-    assert judge.score(twenty) < 50
+    assert judge.score(train[:20][rng.integers(0, 20, n)]) < 50
     assert judge.score(uniform_filter(real, (0, 5, 5))) < 50
-    assert judge.score(real[:, :, ::-1]) < judge.score(real) - 5  # decays became swells
-    low, high = score_interval(judge, real, draws=10, seed=0)
+    assert judge.score(real[:, rng.permutation(128)]) <= 15  # bands in a wrong order
+    low, high = score_interval(judge, judge.describe(real), draws=20, seed=0)
     assert low <= judge.score(real) <= high
 
 
-def test_sets_that_cannot_be_judged(piano):
-    (train, _), (held, songs) = piano
-    judge = make_judge(train[:60], held[:20], songs[:20], seed=0)
+def test_a_blur_under_a_fine_grid_is_no_texture(tried):
+    judge, real, _ = tried
+    sign = np.sign(np.sin(np.pi / 2 * (np.arange(128) + 0.5)))
+    assert judge.score(np.clip(uniform_filter(real, (0, 8, 8)) + np.outer(sign, sign), -1, 1)) < 50
+
+
+@pytest.mark.parametrize("name", ["gan", "residual", "flow"])
+def test_an_untrained_generator_scores_like_noise(tried, untrained, name):
+    assert tried[0].score(untrained[name]) <= 15
+
+
+def test_copies_score_like_music_and_are_exposed(tried):
+    judge, real, train = tried
+    copies, strangers = (
+        np.median(nearest_training(judge.describe(x).features, judge.train.features)[0])
+        for x in (train[:150], real)
+    )
+    assert judge.score(train[:150]) > 80  # like music they are
+    assert copies < 0.01 * strangers  # new they are not
+
+
+def test_one_odd_song_does_not_blind_the_judge(music):
+    (train, train_songs), (fresh, _), (held, songs) = music
+    held, real = held[:150].copy(), fresh[:150]
+    held[songs[:150] == songs[0]] = -1  # a song that was silent all along
+    train = np.where((train_songs == train_songs[0])[:, None, None], np.float32(-1), train)
+    judge = make_judge((train, train_songs), (held, songs[:150]), seed=0)
+    assert judge.ceiling["frechet"] < judge.floor["frechet"] / 2
+    assert judge.score(real) > 85
+    assert judge.score(uniform_filter(real, (0, 5, 5))) < 50
+    assert judge.score(noise_like(real, np.random.default_rng(2))) <= 15
+
+
+def test_sets_that_cannot_be_judged(music):
+    (train, train_songs), _, (held, songs) = music
+    judge = make_judge((train[:60], train_songs[:60]), (held[:20], songs[:20]), seed=0)
     for windows, message in (
         (held[:5], "sets of 20"),
         (held[:0], "sets of 20"),
@@ -139,8 +233,19 @@ def test_sets_that_cannot_be_judged(piano):
     ):
         with pytest.raises(MusemoError, match=message):
             judge.score(windows)
+    for windows, message in (
+        (held[:0], "n >= 2"),
+        (held[:1], "n >= 2"),
+        (held[0], "needed is"),
+        (np.where(held[:9] > 0, np.inf, held[:9]), "hold NaN or infinity"),
+        (held[:9, :, :64], "one shape"),
+    ):
+        with pytest.raises(MusemoError, match=message):
+            judge.describe(windows)
     with pytest.raises(MusemoError, match="1 song held out"):
-        make_judge(train[:60], held[:20], np.zeros(20), seed=0)
+        make_judge((train[:60], train_songs[:60]), (held[:20], np.zeros(20)), seed=0)
+    with pytest.raises(MusemoError, match="1 song to train"):
+        make_judge((train[:60], np.zeros(60)), (held[:20], songs[:20]), seed=0)
 
 
 def test_a_reader_reads_only_what_is_there():
@@ -154,7 +259,9 @@ def test_a_reader_reads_only_what_is_there():
 def write_run(folder, parts=(6, 2, 2), samples=16):
     "Write a run as sections 3 and 5 leave it: decaying tones, louder with arousal."
     run, rng = Run(folder), np.random.default_rng(0)
-    config = make_config("smoke", {"gan.samples": samples, "audio.n_mels": 32, "flow.steps": 0})
+    config = make_config(
+        "smoke", {"gan.samples": samples, "audio.n_mels": 32, "generators": ["gan"]}
+    )
     splits = np.repeat(["train", "val", "test"], parts)
     labels = rng.uniform(-1, 1, size=(len(splits), 2))
     log_mel = np.full((len(splits), 32, 128), -1.0, dtype=np.float16)
@@ -191,3 +298,87 @@ def test_ten_songs_are_judged_and_the_page_says_how_little(tmp_path, parts):
     assert compared.generated["gan"].shape == compared.real.shape == compared.nearest.shape
     judge_generators(run, config)
     assert (tmp_path / "gan_quality.json").read_text() == text
+
+
+def test_three_generators_stand_side_by_side_with_their_times(tmp_path):
+    run, config = write_run(tmp_path, (6, 2, 2))
+    rng = np.random.default_rng(1)
+    for name, windows in (
+        ("residual", run.load("gan_samples.npy")),
+        ("flow", noise_like(np.float32(run.load("gan_samples.npy")), rng)),
+    ):
+        run.save(f"{name}_samples.npy", windows)
+        run.save(f"{name}_samples.csv", run.load("gan_samples.csv"))
+    times = {"step": 0.5, "drawing": 0.25, "steps": 40, "units": {"step": "s"}}
+    run.save("flow_times.json", times)
+    names = ["gan", "residual", "flow"]
+    config = config.model_copy(update={"generators": tuple(names)})
+    quality = judge_generators(run, config).quality
+    table = compare_generators(quality)
+    assert sorted(quality["generators"]) == sorted(names)
+    assert quality["best"] != "flow"  # noise
+    assert quality["generators"]["flow"]["training"] == 20.0
+    assert table.loc["training (s)", "flow"] == "20"
+    assert table.loc["drawing (s a window)", "flow"] == "0.25"
+    assert table.loc["training (s)", "gan"] == "-"  # section 5 did not say
+    axes = plot_parts(quality, config).axes[0]
+    assert len({bar[0].get_facecolor() for bar in axes.containers}) == 3
+    drawn = {name: np.float32(run.load(f"{name}_samples.npy")) for name in names}
+    pictures = plot_averages({"real": drawn["gan"]} | drawn, config.audio)
+    assert len({line.get_color() for line in pictures.axes[0].lines}) == 4
+
+
+@pytest.mark.parametrize(
+    "samples, message",
+    [
+        (np.full((16, 32, 64), np.nan), "16 of 16 windows hold NaN"),
+        (np.zeros((0, 32, 64)), "n >= 2"),
+        (np.zeros((1, 32, 64)), "n >= 2"),
+        (np.zeros((16, 32, 60)), "one shape"),
+    ],
+)
+def test_samples_that_cannot_be_judged_stop_the_stage(tmp_path, samples, message):
+    run, config = write_run(tmp_path)
+    run.save("gan_samples.npy", samples.astype(np.float16))
+    run.save(
+        "gan_samples.csv", pd.DataFrame(np.zeros((len(samples), 2)), columns=["valence", "arousal"])
+    )
+    with pytest.raises(MusemoError, match=message):
+        judge_generators(run, config)
+    assert not run.has("gan_quality.json")
+
+
+def test_a_torch_model_judges_and_must_give_finite_features():
+    windows = np.random.default_rng(0).uniform(-1, 1, (60, 32, 64)).astype(np.float32)
+    songs = np.arange(60)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 64, 6))
+    parts = (windows[:40], songs[:40]), (windows[40:], songs[40:])
+    judge = make_judge(*parts, seed=0, embed=torch_embedding(network))
+    assert judge.train.features.shape == (40, 6) and 0 <= judge.score(windows[:20]) <= 100
+    with pytest.raises(MusemoError, match="all finite"):
+        make_judge(*parts, seed=0, embed=lambda x: np.full((len(x), 3), np.nan))
+
+
+def small_ears(folder):
+    "Write a tiny audio model of transformers, with random weights, to a folder."
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "max_length": 64, "num_mel_bins": 16}
+    torch.manual_seed(0)
+    transformers.ASTModel(transformers.ASTConfig(**sizes)).save_pretrained(folder)
+    bins = {"num_mel_bins": 16, "max_length": 64}
+    transformers.ASTFeatureExtractor(**bins).save_pretrained(folder)
+    return folder
+
+
+def test_an_audio_model_from_a_folder_judges(tmp_path):
+    folder = small_ears(tmp_path / "ears")
+
+    def to_wave(windows):
+        return np.repeat(windows.mean(1), 200, axis=1)
+
+    embed = audio_embedding(str(folder), to_wave, sample_rate=22050)
+    found = embed(np.random.default_rng(0).uniform(-1, 1, (3, 32, 64)).astype(np.float32))
+    assert found.shape == (3, 8) and np.isfinite(found).all()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(MusemoError, match="quality.embedding=statistics"):
+        audio_embedding(str(folder), to_wave, sample_rate=22050)

@@ -235,6 +235,8 @@ class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
     learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
+    discriminator_rate: float = setting(1.0, "x", "discriminator's share of it", gt=0)
+    averaging: float = setting(0.995, "-", "kept by the generator's average", ge=0, lt=1)
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
@@ -276,6 +278,12 @@ class QualityConfig(Section):
     excellent: float = setting(70.0, "points", "from here: excellent", SPEC, gt=0, lt=100)
     good: float = setting(50.0, "points", "from here: good; below: poor", SPEC, gt=0, lt=100)
     bootstrap: int = setting(200, "draws", "for the score's interval", ge=20)
+    embedding: str = setting(
+        "statistics", "-", "or a folder or hub name of an audio model", min_length=1
+    )
+    copied_below: Fraction = setting(
+        0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
+    )
 
 
 # %% [markdown]
@@ -465,14 +473,17 @@ PRESETS = {
     "demo": _scratch
     | {
         "audio.clip_seconds": 20.0,
-        "gan.frames": 256,
+        "generators": ["residual", "flow"],
+        "gan.epochs": 8,
         "gan.windows_per_song": 3,
         "gan.channels": 128,
+        "gan.narrowest": 16,
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
-        "generators": ["gan", "flow"],
-        "flow.steps": 700,
-        "flow.batch_size": 4,
+        "gan.decay": 0.8,
+        "residual.learning_rate": 1e-3,
+        "residual.penalty": 0.1,
+        "flow.steps": 600,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
@@ -491,9 +502,10 @@ PRESETS = {
         "data.demo_seconds": 6.0,
         "gan.frames": 64,
         "gan.channels": 32,
+        "gan.narrowest": 16,
         "gan.epochs": 2,
         "gan.samples": 16,
-        "generators": ["gan", "flow"],
+        "generators": ["gan", "residual", "flow"],
         "flow.steps": 6,
         "flow.channels": [16, 24, 32],
         "flow.draw_steps": 4,
@@ -575,7 +587,7 @@ test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = '
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
-test_eq((full.generators, make_config("demo").generators), (("gan",), ("gan", "flow")))
+test_eq((full.generators, make_config("demo").generators), (("gan",), ("residual", "flow")))
 test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="best or one of")
 
 

@@ -4,7 +4,7 @@
 # %% [markdown]
 # # Generators
 #
-# > A GAN draws a spectrogram for an emotion in one stroke, a flow clears it out of noise in steps.
+# > GANs draw a spectrogram for an emotion in one stroke, a flow clears it out of noise in steps.
 #
 # In comes noise with a wanted valence and arousal; out comes a log-mel window in [-1, 1], the
 # scale of section 3. Nothing here knows a loss or an optimiser: section 5 trains. All
@@ -766,11 +766,6 @@ def draw_flow(
     return x
 
 
-def build_flow(config: Config) -> Flow:
-    "Build the untrained flow from torch's global random state."
-    return Flow(config)
-
-
 # %% [markdown]
 # Odd widths come out as asked, the same noise gives the same window, and with guidance 1 the
 # steps are those of the conditional guess alone.
@@ -778,7 +773,7 @@ def build_flow(config: Config) -> Flow:
 # %%
 odd = {"flow.channels": [8, 16, 16], "gan.frames": 50, "dataset.window_frames": 50}
 small_flow = make_config("smoke", odd)
-net = build_flow(small_flow).eval()
+net = Flow(small_flow).eval()
 noise = torch.randn(2, net.noise_size(50))
 labels = torch.tensor([[0.8, 0.7], [-0.8, -0.6]])
 with torch.no_grad():
@@ -957,7 +952,7 @@ megabytes = training_memory(config, generator, discriminator)
 {**sizes, "training, MB": round(megabytes)}
 
 # %% [markdown]
-# Left: a window of a real song. Right: the untrained generator, noise without bands or time.
+# Left: a window of a real song. Right: the untrained generator, lines without music.
 
 # %%
 songs, log_mel = load_part(run, "train")
@@ -978,7 +973,8 @@ for panel, picture, title in zip(axes, (real[0], drawn[0]), ("Real", "Untrained"
         limits=(config.audio.db_min, config.audio.db_max),
         title=title,
     )
-millions = " + ".join(f"{count / 1e6:.2f} M" for count in sizes.values())
-if "flow" in config.generators:
-    millions += f" (GAN), {network_sizes(flow=build_flow(config))['flow'] / 1e6:.2f} M (flow)"
-run.headline("04_gan", f"{millions} parameters, {megabytes:.0f} MB to train", figure)
+drawers = {name: build_generator(config, name) for name in config.generators}
+millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in network_sizes(**drawers).items())
+run.headline(
+    "04_gan", f"parameters that draw: {millions}; the GAN trains in {megabytes:.0f} MB", figure
+)

@@ -569,12 +569,12 @@ class GanLearner(Learner):
         steps = self.gan.epochs * self.epoch_steps
         super().__init__(config, device, steps=steps, batch_size=self.gan.batch_size)
         self.build(config, *songs.levels())
-        self.average_from(self.gan.averaging)
 
     def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
         "Take both networks into training, at the songs' levels: (M, 1), (1,)."
-        pair, self.rate = build_gan(config), self.gan.learning_rate
-        self.put_pair(pair, means, deviation, betas=(self.gan.beta1, 0.999))
+        self.rate, self.share = self.gan.learning_rate, self.gan.discriminator_rate
+        self.put_pair(build_gan(config), means, deviation, betas=(self.gan.beta1, 0.999))
+        self.average_from(self.gan.averaging)
 
     def put_pair(self, pair, means: torch.Tensor, deviation: torch.Tensor, **options) -> None:
         "Tell a pair the songs' levels and take it into training."
@@ -633,7 +633,7 @@ class GanLearner(Learner):
         weights = 1 + self.gan.swapped, 1, self.gan.swapped  # as much true as false
         parts = zip(weights, verdicts, (1, 0, 0), strict=True)
         loss = sum(weight * verdict_loss(x, truth) for weight, x, truth in parts)
-        norm = self.discriminator.follow(loss, rate * self.gan.discriminator_rate)
+        norm = self.discriminator.follow(loss, rate * self.share)
         row = {"discriminator_loss": loss.item(), "discriminator_norm": norm}
         right = accuracies(*map(joint_logit, verdicts[:2]))
         return row | dict(zip(("accuracy_real", "accuracy_fake"), right, strict=True))
@@ -836,8 +836,10 @@ class ResidualLearner(GanLearner):
 
     def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
         "Take both networks into training, at the songs' levels: (M, 1), (1,)."
-        self.residual, self.rate = config.residual, config.residual.learning_rate
+        residual = self.residual = config.residual
+        self.rate, self.share = residual.learning_rate, residual.discriminator_rate
         self.put_pair(build_residual(config), means, deviation, betas=(0.0, 0.99))
+        self.average_from(residual.averaging)
 
     def seen(self, pictures: torch.Tensor) -> torch.Tensor:
         "Augment what the discriminator sees: (B, 1, M, T)."
@@ -866,9 +868,7 @@ class ResidualLearner(GanLearner):
             penalty = sum(self.penalty(seen.float(), own) for seen in pair)
             loss = loss + self.residual.penalty * self.residual.penalty_every / 2 * penalty
             row["penalty"] = penalty.item()
-        row["discriminator_norm"] = self.discriminator.follow(
-            loss, rate * self.gan.discriminator_rate
-        )
+        row["discriminator_norm"] = self.discriminator.follow(loss, rate * self.share)
         right = (joint_logit(true) > joint_logit(false)).float().mean().item()
         return row | {"accuracy_real": right, "accuracy_fake": right}
 
@@ -1078,8 +1078,13 @@ fits = {"gan": fit_gan, "residual": fit_residual, "flow": fit_flow}
 fitted = {name: fits[name](run, config) for name in config.generators}
 steps = {name: pd.DataFrame(history["steps"]) for name, (history, *_) in fitted.items()}
 rounds = {name: table for name, table in steps.items() if name != "flow"}
+shown = ["generator_loss", "discriminator_loss", "accuracy_real", "accuracy_fake"]
 for name, table in rounds.items():
-    epochs = table.groupby(table.index * config.gan.epochs // len(table) + 1).mean()
+    epochs = (
+        table[[*shown, "discriminator_steps"]]
+        .groupby(table.index * config.gan.epochs // len(table) + 1)
+        .mean()
+    )
     display(epochs.rename_axis(f"{name}, epoch").round(3))
 
 # %% [markdown]

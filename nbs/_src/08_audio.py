@@ -32,9 +32,7 @@ import io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import soundfile
 from IPython.display import HTML
-from ipywidgets import Audio, Button, FloatSlider, GridBox, Image, Label, Layout, VBox
 
 from musemo.audio import (
     invert_log_mel,
@@ -45,6 +43,21 @@ from musemo.audio import (
 )
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, cut_windows, load_part, pick_device, player, seed_for
+
+# %%
+#| export plane
+import base64
+import io
+
+import numpy as np
+import soundfile
+from IPython.display import HTML
+from ipywidgets import Audio, Button, FloatSlider, GridBox, Image, Label, Layout, VBox
+
+from musemo.audio import invert_log_mel, keep_from_clipping
+from musemo.config import AudioConfig, Config
+from musemo.core import Run, pick_device, seed_for
+from musemo.listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
 
 # %%
 #| hide
@@ -184,8 +197,68 @@ axes.set(title="Bands of the found spectrum", xlabel="updates", ylabel="mean err
 # phase that the wave has. The fast form overshoots by a momentum (Perraudin 2013). Magnitude is
 # the root of power: given the power itself, the sound gets twice the decibels.
 #
+# `torch.istft` takes most of an iteration, since it adds up the window anew each time and by a
+# slow path. Frames that overlap add up by whole hops, and the sum of the windows is made once.
+#
 # Only the mel bands are known; the magnitude inside them is a guess. So in the last rounds the
 # guess gives way, too: the wave's own magnitude is kept, and only its mel bands are put right.
+
+
+# %%
+#| export
+def add_up(
+    frames: torch.Tensor,  # (B, T, n)
+    hop: int,  # samples between the starts of two frames
+) -> torch.Tensor:  # (B, S)
+    "Add overlapping frames."
+    pieces = -(-frames.shape[2] // hop)
+    frames = torch.nn.functional.pad(frames, (0, pieces * hop - frames.shape[2]))
+    batch, count, _ = frames.shape
+    wave = frames.new_zeros(batch, count + pieces - 1, hop)
+    for i in range(pieces):
+        wave[:, i : i + count] += frames[:, :, i * hop : (i + 1) * hop]
+    return wave.flatten(1)
+
+
+class Inverse:
+    "Go back from a centred short-time Fourier transform, as torch.istft does."
+
+    def __init__(self, frames: int, audio: AudioConfig, device: torch.device | str = "cpu"):
+        self.hop, half, length = audio.hop, audio.n_fft // 2, audio.hop * (frames - 1)
+        self.window = torch.hann_window(audio.n_fft, device=device)
+        windows = self.window.square().expand(1, frames, -1)
+        self.kept = slice(half, half + length)
+        self.weight = add_up(windows, audio.hop)[:, self.kept].clamp(min=1e-8).reciprocal()
+
+    def __call__(self, spectrum: torch.Tensor) -> torch.Tensor:  # (B, F, T) -> (B, S)
+        frames = torch.fft.irfft(spectrum.mT, n=len(self.window)) * self.window
+        return add_up(frames, self.hop)[:, self.kept] * self.weight
+
+
+def squared(values: torch.Tensor) -> torch.Tensor:
+    "Square the magnitude of complex values."
+    return values.real.square().addcmul_(values.imag, values.imag)
+
+
+def set_magnitude(
+    values: torch.Tensor,  # (B, F, T) complex, changed in place
+    magnitude: torch.Tensor,  # (B, F, T)
+) -> torch.Tensor:
+    "Give complex values another magnitude and keep their phase; what is 0 stays 0."
+    # On the real view: torch turns a real factor into a complex one first, which is slow.
+    factor = squared(values).clamp_(min=1e-32).rsqrt_().mul_(magnitude)
+    torch.view_as_real(values).mul_(factor[..., None])
+    return values
+
+
+# %%
+for hop in (128, 100):
+    uneven = audio.model_copy(update={"hop": hop})
+    spectrum, window = short_time(clip[None], uneven), torch.hann_window(512)
+    expected = torch.istft(spectrum, 512, hop, window=window)
+    test_close(Inverse(spectrum.shape[2], uneven)(spectrum), expected, eps=1e-5)
+turned = set_magnitude(torch.tensor([3 + 4j, -2j, 0]), torch.tensor([1.0, 3.0, 5.0]))
+test_close(torch.view_as_real(turned).numpy(), np.array([[0.6, 0.8], [0, -3], [0, 0]]), eps=1e-6)
 
 
 # %%
@@ -198,20 +271,21 @@ def griffin_lim(
     seed: int,
 ) -> torch.Tensor:  # (B, hop * (T - 1))
     "Find waves with these mel bands by fast Griffin-Lim from seeded random phases."
-    window, fit = torch.hann_window(audio.n_fft, device=power.device), MelFit(audio, power.device)
-    back = {"n_fft": audio.n_fft, "hop_length": audio.hop, "window": window}
-    magnitude = fit.start(power, rounds=inversion.mel_iterations).sqrt()
+    fit, back = MelFit(audio, power.device), Inverse(power.shape[2], audio, power.device)
+    # Frames before bins in memory, as torch.stft has them: mixed orders take twice as long.
+    magnitude = fit.start(power, rounds=inversion.mel_iterations).sqrt().mT.contiguous().mT
     # One draw a clip: a clip sounds the same alone and in a batch.
     phase = torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(seed))
     phase = torch.polar(torch.ones_like(phase), 2 * torch.pi * phase).to(power.device)
-    pull, before = inversion.momentum / (1 + inversion.momentum), 0.0
+    spectrum = magnitude * phase
+    pull, before = inversion.momentum / (1 + inversion.momentum), torch.zeros_like(spectrum)
     for left in reversed(range(inversion.iterations)):
-        rebuilt = short_time(torch.istft(magnitude * phase, **back), audio)
-        phase = rebuilt - pull * before
-        phase, before = phase / phase.abs().clamp(min=1e-16), rebuilt
+        rebuilt = short_time(back(spectrum), audio)
         if left < inversion.refits:
-            magnitude = fit.update(rebuilt.abs().square(), power).sqrt()
-    return torch.istft(magnitude * phase, **back)
+            magnitude = fit.update(squared(rebuilt), power).sqrt()
+        spectrum = set_magnitude(torch.sub(rebuilt, before, alpha=pull), magnitude)
+        before = rebuilt
+    return back(spectrum)
 
 
 def invert_log_mel(
@@ -489,7 +563,7 @@ def save_wave(run: Run, config: Config, name: str, wave: np.ndarray) -> dict:
 
 # %%
 #| export listening
-_audio_units = {
+AUDIO_UNITS = {
     "valence": "[-1, 1]",
     "arousal": "[-1, 1]",
     "level": "dB re full scale, None: silence",
@@ -512,7 +586,7 @@ def render_emotions(run: Run, config: Config) -> dict:  # record, log_mel, real,
     both, device = np.concatenate([drawn, real]), pick_device(config.device)
     waves = invert_log_mel(both, config, seed=seed_for(config.seed, "audio"), device=device)
     errors = round_trip_error(both, waves, config.audio)
-    record, trips = {"emotions": {}, "units": _audio_units}, round_trips(run, config, width=width)
+    record, trips = {"emotions": {}, "units": AUDIO_UNITS}, round_trips(run, config, width=width)
     for i, (wish, song) in enumerate(zip(asked.itertuples(), near.itertuples(), strict=True)):
         point, other = (wish.valence, wish.arousal), i + len(asked)
         facts = {"valence": float(wish.valence), "arousal": float(wish.arousal)}
@@ -536,13 +610,11 @@ def describe_pairs(rendered: dict) -> list[tuple[str, np.ndarray, str]]:  # titl
     for (name, facts), drawn, real in zip(
         emotions, rendered["log_mel"], rendered["real"], strict=True
     ):
-        near, sides = facts["nearest_song"], []
-        for title, one in (
-            (name.replace("_", ", "), facts),
-            (f"real song {near['song_id']}", near),
-        ):
-            sides.append(f"{title}: valence {one['valence']:+.2f}, arousal {one['arousal']:+.2f}")
-        pairs += [(sides[0], drawn, facts["file"]), (sides[1], real, near["file"])]
+        near = facts["nearest_song"]
+        names = name.replace("_", ", "), f"real song {near['song_id']}"
+        for title, one, x in zip(names, (facts, near), (drawn, real), strict=True):
+            label = f"{title}: valence {one['valence']:+.2f}, arousal {one['arousal']:+.2f}"
+            pairs.append((label, x, one["file"]))
     return pairs
 
 
@@ -554,7 +626,7 @@ def describe_pairs(rendered: dict) -> list[tuple[str, np.ndarray, str]]:  # titl
 
 
 # %%
-#| export listening
+#| export plane
 def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, waves, files
     "Write the middle of each point of the grid as .wav, and audio/plane.json."
     table, windows = run.load("plane.csv"), np.asarray(run.load("plane.npy"), dtype=np.float32)
@@ -566,7 +638,7 @@ def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, w
         name = f"audio/plane/v{valence:+.2f}_a{arousal:+.2f}.wav"
         facts = {"valence": float(valence), "arousal": float(arousal)}
         record.append(facts | save_wave(run, config, name, wave))
-    run.save("audio/plane.json", {"points": record, "units": _audio_units})
+    run.save("audio/plane.json", {"points": record, "units": AUDIO_UNITS})
     waves = [keep_from_clipping(wave)[0] for wave in waves]
     return {"points": points, "log_mel": log_mel, "waves": waves}
 
@@ -630,7 +702,7 @@ page
 
 
 # %%
-#| export listening
+#| export plane
 class PlaneExplorer:
     "A valence-arousal plane to click on; `box` is the widget."
 
