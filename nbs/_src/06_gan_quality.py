@@ -1078,13 +1078,14 @@ def copy_record(
 
 # %%
 #| export
-def time_record(run: Run, name: str) -> dict:
-    "Read what a generator took to train and to draw; None where section 5 did not say."
-    path = f"{name}_times.json"
-    times = run.load(path) if run.has(path) else {}
-    step, steps = times.get("step"), times.get("steps")
-    training = None if step is None or steps is None else step * steps
-    return {"training": training, "drawing": times.get("drawing")}
+def read_times(run: Run, names: list[str]) -> dict[str, dict]:  # s of training, s a window
+    "Read what generators took; they stay out of the record, which is the same in each run."
+    found = {name: f"{name}_times.json" for name in names}
+    times = {name: run.load(file) for name, file in found.items() if run.has(file)}
+    return {
+        name: {"training (s)": x["step"] * x["steps"], "drawing (s a window)": x["drawing"]}
+        for name, x in times.items()
+    }
 
 
 def explain_quality(quality: dict) -> str:
@@ -1128,6 +1129,7 @@ class Compared:
     generated: dict[str, np.ndarray]  # (n, M, T) of each generator, the best first
     real: np.ndarray  # (n, M, T) held-out
     nearest: np.ndarray  # (n, M, T) the training window nearest to each of the best generator's
+    times: dict[str, dict]  # of each generator, as read_times gives it
 
 
 _quality_units = {
@@ -1142,7 +1144,6 @@ _quality_units = {
     "obedience": "Pearson r of asked and read",
     "copying": "median distance to the nearest training window, whitened features",
     "copied": "share of windows nearer than quality.copied_below of held-out ones' median",
-    "training": "s; drawing: s a window; null: not measured",
     "windows": "count; songs: count, held out",
     "families": "in the name of each row; ratios: x real held-out",
 }
@@ -1200,7 +1201,7 @@ def judge_generators(run: Run, config: Config) -> Compared:
     for name, validation in chosen.items():
         x, asked = judge.describe(windows[name]), samples[name][1][:count]
         copying, rows[name] = copy_record(judge, x, config)
-        records[name] = score_record(judge, x, config) | copying | time_record(run, name)
+        records[name] = score_record(judge, x, config) | copying
         records[name]["obedience"] = correlations(reader(x.features), asked)
         records[name]["validation_score"] = validation
     best = next(iter(chosen))
@@ -1211,7 +1212,7 @@ def judge_generators(run: Run, config: Config) -> Compared:
     quality |= {"generators": records, "windows": count, "songs": len(np.unique(songs))}
     quality |= {"held_out": real} | families | {"units": _quality_units}
     run.save("gan_quality.json", quality)
-    return Compared(quality, generated, held, train[rows[best]])
+    return Compared(quality, generated, held, train[rows[best]], read_times(run, list(chosen)))
 
 
 def family_record(
@@ -1229,7 +1230,10 @@ def family_record(
 
 # %%
 #| export
-def compare_generators(quality: dict) -> pd.DataFrame:  # a column a generator, and real music
+def compare_generators(
+    quality: dict,  # content of gan_quality.json
+    times: dict[str, dict],  # as read_times gives it
+) -> pd.DataFrame:  # a column a generator, and real music
     "Set the generators side by side, beside what real music gets."
     columns = {}
     for name, x in (quality["generators"] | {"real music": quality["held_out"]}).items():
@@ -1246,9 +1250,7 @@ def compare_generators(quality: dict) -> pd.DataFrame:  # a column a generator, 
             "Frechet distance, endless samples": x["frechet_infinity"],
             "distance to the nearest training window": x["copying"],
             "copied (share of windows)": x["copied"],
-            "training (s)": x.get("training"),
-            "drawing (s a window)": x.get("drawing"),
-        }
+        } | times.get(name, {"training (s)": None, "drawing (s a window)": None})
     numbers = pd.DataFrame(columns, dtype=object)
     return numbers.map(lambda x: "-" if pd.isna(x) else x if isinstance(x, str) else f"{x:.3g}")
 
@@ -1273,7 +1275,7 @@ compared = judge_generators(run, config)
 quality = compared.quality
 print(explain_quality(quality))
 parts_figure = plot_parts(quality, config)
-compare_generators(quality)
+compare_generators(quality, compared.times)
 
 # %% [markdown]
 # Real music: training songs' score, and what held-out songs get elsewhere. No obedience can be
