@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #22136d98
+# %% ../nbs/02_config.ipynb #529f2c9e
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -25,7 +25,7 @@ PRESETS = {
     | {
         "audio.clip_seconds": 20.0,
         "generators": ["residual", "flow"],
-        "gan.epochs": 8,
+        "gan.epochs": 6,
         "gan.windows_per_song": 3,
         "gan.channels": 128,
         "gan.narrowest": 16,
@@ -34,7 +34,7 @@ PRESETS = {
         "gan.decay": 0.8,
         "residual.learning_rate": 1e-3,
         "residual.penalty": 0.1,
-        "flow.steps": 600,
+        "flow.steps": 450,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,

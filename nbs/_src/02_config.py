@@ -474,7 +474,7 @@ PRESETS = {
     | {
         "audio.clip_seconds": 20.0,
         "generators": ["residual", "flow"],
-        "gan.epochs": 8,
+        "gan.epochs": 6,
         "gan.windows_per_song": 3,
         "gan.channels": 128,
         "gan.narrowest": 16,
@@ -483,7 +483,7 @@ PRESETS = {
         "gan.decay": 0.8,
         "residual.learning_rate": 1e-3,
         "residual.penalty": 0.1,
-        "flow.steps": 600,
+        "flow.steps": 450,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,
