@@ -21,8 +21,8 @@ app = typer.Typer(
 Preset = Annotated[
     Literal["smoke", "demo", "kaggle", "full"],
     typer.Option(
-        help="Where the numbers start: smoke proves that all runs (2 minutes), demo fits two "
-        "cores (10 minutes), kaggle a T4, full is the specification on DEAM."
+        help="Where the numbers start: smoke proves that all runs (3 minutes), demo is sized "
+        "for two cores, kaggle a T4, full is the specification on DEAM."
     ),
 ]
 Settings = Annotated[

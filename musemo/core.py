@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'seed_everything', 'pick_device', 'pick_precision',
            'autocast', 'write_atomic', 'Run', 'load_part', 'cut_windows', 'progress', 'subplots', 'plot_log_mel',
-           'player', 'start_run']
+           'wav_bytes', 'player', 'start_run']
 
 # %% ../nbs/01_core.ipynb #6dcbe547
 import base64
@@ -258,7 +258,14 @@ def plot_log_mel(
     axes.grid(False)
     return image
 
-# %% ../nbs/01_core.ipynb #75834e9e
+# %% ../nbs/01_core.ipynb #f59d1633
+def wav_bytes(wave: np.ndarray, sample_rate: int) -> bytes:
+    "Make the content of a .wav file, 16 bits, of a wave (S,) in [-1, 1]."
+    buffer = io.BytesIO()
+    _write_wav(buffer, (np.asarray(wave, dtype=np.float32), sample_rate))
+    return buffer.getvalue()
+
+
 def player(
     wave: np.ndarray,  # (S,) in [-1, 1]
     sample_rate: int,  # Hz
@@ -266,11 +273,10 @@ def player(
     label: str,  # shown and read aloud
 ) -> HTML:
     "Make an audio player that survives HTML export."
-    buffer = io.BytesIO()
-    _write_wav(buffer, (np.asarray(wave, dtype=np.float32), sample_rate))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(label, quote=True)
-    sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
+    data, text = base64.b64encode(wav_bytes(wave, sample_rate)), html.escape(label, quote=True)
+    sound = (
+        f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data.decode()}"></audio>'
+    )
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
 
 # %% ../nbs/01_core.ipynb #b1c48f55

@@ -167,11 +167,11 @@ _quality_units = {
     "families": "in the name of each row; ratios: x real held-out",
 }
 
-# %% ../nbs/06_gan_quality.ipynb #e3b2abcd
+# %% ../nbs/06_gan_quality.ipynb #481a13bb
 def real_record(judge: Judge, windows: np.ndarray, labels: tuple, config: Config) -> dict:
     "Measure what real music gets: training songs' score, held-out songs' obedience and copying."
-    measured = judge.measure(windows)
     x, real = judge.describe(windows[: len(judge.real.songs)]), judge.real
+    measured = measure(x, real)
     read = fit_reader(judge.train.features, labels[0])(real.features)
     infinity = frechet_infinity(x.features, real.features, rng=rng_for(config.seed, "fd"))
     return {

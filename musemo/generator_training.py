@@ -147,11 +147,11 @@ def train(
         keep(rows)
     return rows
 
-# %% ../nbs/05_gan_training.ipynb #da0a4be2
+# %% ../nbs/05_gan_training.ipynb #c97b268a
 def training_identity(config: Config, songs: Songs, name: str) -> str:
     "Name what a training depends on: songs, labels and settings."
-    parts = ("seed", "precision", "audio", "gan", name)
-    settings = config.model_dump_json(include={*parts})
+    parts = dict.fromkeys(("seed", "precision", "audio", "gan", name), True)
+    settings = config.model_dump_json(include=parts | {"synthesis": {"jitter"}})
     whole = hashlib.blake2b(settings.encode(), digest_size=16)
     for array in (songs.log_mel, songs.frames, songs.labels):
         whole.update(np.ascontiguousarray(array).tobytes())
@@ -183,7 +183,7 @@ def draw_samples(
 def fit_generator(
     run: Run,
     config: Config,
-    name: str,  # gan or flow
+    name: str,  # gan, residual or flow
     kind: Callable[[Config, Songs, torch.device], Learner],
 ) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
     "Train on the run's training songs, or go on; draw samples; save all of it."

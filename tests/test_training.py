@@ -58,7 +58,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(name, tmp_path, 
     assert json.loads((cut.folder / f"{name}_times.json").read_text())["steps"] == 5
 
 
-@pytest.mark.parametrize("change", ["settings", "songs"])
+@pytest.mark.parametrize("change", ["settings", "moves", "songs"])
 def test_a_state_of_another_training_is_not_used(change, tmp_path, killed_after, capsys):
     run, config = write_run(tmp_path / "cut", 0.0), small()
     killed_after(2)
@@ -66,6 +66,8 @@ def test_a_state_of_another_training_is_not_used(change, tmp_path, killed_after,
         fit_flow(run, config)
     if change == "settings":
         config = small(**{"flow.learning_rate": 2e-3})
+    elif change == "moves":
+        config = small(**{"synthesis.jitter": 0.2})
     else:
         songs = run.load("songs.csv")
         songs.loc[0, "valence"] = 0.123

@@ -411,6 +411,13 @@ plot_log_mel(
 
 # %%
 #| export
+def wav_bytes(wave: np.ndarray, sample_rate: int) -> bytes:
+    "Make the content of a .wav file, 16 bits, of a wave (S,) in [-1, 1]."
+    buffer = io.BytesIO()
+    _write_wav(buffer, (np.asarray(wave, dtype=np.float32), sample_rate))
+    return buffer.getvalue()
+
+
 def player(
     wave: np.ndarray,  # (S,) in [-1, 1]
     sample_rate: int,  # Hz
@@ -418,11 +425,10 @@ def player(
     label: str,  # shown and read aloud
 ) -> HTML:
     "Make an audio player that survives HTML export."
-    buffer = io.BytesIO()
-    _write_wav(buffer, (np.asarray(wave, dtype=np.float32), sample_rate))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(label, quote=True)
-    sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
+    data, text = base64.b64encode(wav_bytes(wave, sample_rate)), html.escape(label, quote=True)
+    sound = (
+        f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data.decode()}"></audio>'
+    )
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
 
 

@@ -47,16 +47,14 @@ from musemo.core import MusemoError, Run, cut_windows, load_part, pick_device, p
 # %%
 #| export plane
 import base64
-import io
 
 import numpy as np
-import soundfile
 from IPython.display import HTML
 from ipywidgets import Audio, Button, FloatSlider, GridBox, Image, Label, Layout, VBox
 
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import AudioConfig, Config
-from musemo.core import Run, pick_device, seed_for
+from musemo.core import Run, pick_device, seed_for, wav_bytes
 from musemo.listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
 
 # %%
@@ -654,7 +652,7 @@ def plane_page(plane: dict, audio: AudioConfig) -> HTML:
     clips = zip(plane["points"], plane["log_mel"], plane["waves"], strict=True)
     for point, log_mel, wave in clips:
         image = base64.b64encode(thumbnail(log_mel)).decode()
-        sound = base64.b64encode(wav_bytes(wave, audio)).decode()
+        sound = base64.b64encode(wav_bytes(wave, audio.sample_rate)).decode()
         # A narrow player of the browser loses its play button, so the cell itself is one.
         cells.append(
             f'<div><button type="button" onclick="{_play}" aria-label="play {point_label(*point)}">'
@@ -668,13 +666,6 @@ def plane_page(plane: dict, audio: AudioConfig) -> HTML:
         "Arousal (A) rises upwards, valence (V) to the right.</p>"
         f'<div class="plane" style="{columns}">{"".join(cells)}</div>'
     )
-
-
-def wav_bytes(wave: np.ndarray, audio: AudioConfig) -> bytes:
-    "Make the content of a .wav file, 16 bits."
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(wave, -1, 1), audio.sample_rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 _play = (
@@ -743,7 +734,7 @@ class PlaneExplorer:
         self.shown, self.buttons[i].button_style = i, "primary"
         self.label.value = point_label(*self.plane["points"][i])
         self.picture.value = spectrogram_png(self.plane["log_mel"][i], self.audio)
-        self.sound.value = wav_bytes(self.plane["waves"][i], self.audio)
+        self.sound.value = wav_bytes(self.plane["waves"][i], self.audio.sample_rate)
 
     def _slide(self, _) -> None:
         if not self.moving:
