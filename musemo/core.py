@@ -258,7 +258,7 @@ def plot_log_mel(
     axes.grid(False)
     return image
 
-# %% ../nbs/01_core.ipynb #f59d1633
+# %% ../nbs/01_core.ipynb #00cdcc7b
 def wav_bytes(wave: np.ndarray, sample_rate: int) -> bytes:
     "Make the content of a .wav file, 16 bits, of a wave (S,) in [-1, 1]."
     buffer = io.BytesIO()
@@ -273,10 +273,9 @@ def player(
     label: str,  # shown and read aloud
 ) -> HTML:
     "Make an audio player that survives HTML export."
-    data, text = base64.b64encode(wav_bytes(wave, sample_rate)), html.escape(label, quote=True)
-    sound = (
-        f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data.decode()}"></audio>'
-    )
+    data = base64.b64encode(wav_bytes(wave, sample_rate)).decode()
+    text = html.escape(label, quote=True)
+    sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
 
 # %% ../nbs/01_core.ipynb #b1c48f55

@@ -425,10 +425,9 @@ def player(
     label: str,  # shown and read aloud
 ) -> HTML:
     "Make an audio player that survives HTML export."
-    data, text = base64.b64encode(wav_bytes(wave, sample_rate)), html.escape(label, quote=True)
-    sound = (
-        f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data.decode()}"></audio>'
-    )
+    data = base64.b64encode(wav_bytes(wave, sample_rate)).decode()
+    text = html.escape(label, quote=True)
+    sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
 
 
