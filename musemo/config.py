@@ -78,7 +78,7 @@ class ResidualConfig(Section):
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
 
-# %% ../nbs/02_config.ipynb #94ca569c
+# %% ../nbs/02_config.ipynb #7eb7be3f
 class FlowConfig(Section):
     "The rectified flow: size, training and drawing."
 
@@ -93,7 +93,8 @@ class FlowConfig(Section):
     averaging: float = setting(0.99, "-", "kept by the average in a step", ge=0, lt=1)
     unasked: float = setting(0.1, "share", "trained without the emotion", "Ho 2022", ge=0, lt=1)
     jitter: float = setting(0.05, "[-1, 1]", "spread of the labels in training", ge=0, le=1)
-    near_end: Fraction = setting(0.1, "of the line", "nearer its end, weights grow no more")
+    middle: float = setting(0.3, "logit", "of the places learnt from; 0: half way", ge=-3, le=3)
+    spread: float = setting(1.0, "logit", "of these places", "Esser 2024", gt=0, le=3)
     draw_steps: int = setting(12, "steps", "from noise to picture", ge=1)
     crowding: float = setting(6.0, "x", "how much denser the first steps lie", ge=1)
     guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #529f2c9e
+# %% ../nbs/02_config.ipynb #334c124b
 _scratch = {
     "vit.weights": "scratch",
     "dataset.window_frames": 256,
@@ -34,7 +34,9 @@ PRESETS = {
         "gan.decay": 0.8,
         "residual.learning_rate": 1e-3,
         "residual.penalty": 0.1,
-        "flow.steps": 450,
+        "flow.steps": 900,
+        "flow.batch_size": 4,
+        "flow.averaging": 0.995,
         "synthesis.songs": 100,
         "dataset.image_size": 96,
         "dataset.windows_per_song": 4,

@@ -658,6 +658,30 @@ test_eq(level(torch.randn(2, 8, 4, 6), torch.randn(2, 6)).shape, (2, 8, 4, 6))
 #
 # Pictures are worked on with the training songs' band means taken off and divided by one
 # deviation; both travel with the weights, so that what comes out is in [-1, 1] again.
+#
+# What should the network say? The picture itself is hard to say where it is nearly seen: all of
+# its detail would have to pass through the network. Seen from the origin, the line is a quarter
+# of a circle, x = sine picture + cosine noise, and the network says which way it turns, cosine
+# picture - sine noise (Salimans & Ho 2022). That is as large everywhere, and the picture follows
+# from it: near noise it is the network's, near the picture it is what was seen. The noise in
+# the answer need not squeeze through the U-Net: a share of the input goes past it.
+
+
+# %%
+#| export flow
+def circle(
+    t: torch.Tensor,  # (B,) 0: noise, 1: picture
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, 1, 1, 1) each
+    "Find sine and cosine of a place on the line, and its size against the circle's."
+    t = t[:, None, None, None]
+    size = (t * t + (1 - t) ** 2).sqrt()
+    return t / size, (1 - t) / size, size
+
+
+# %%
+sine, cosine, size = circle(torch.tensor([0.0, 0.5, 1.0]))
+test_close(sine.flatten(), torch.tensor([0, 0.5**0.5, 1]), eps=1e-6)
+test_close(sine**2 + cosine**2, torch.ones(3, 1, 1, 1), eps=1e-6)
 
 
 # %%
@@ -675,6 +699,9 @@ class Flow(nn.Module):
         self.level = FlowLevel(sizes, width, looks=False)
         self.norm = nn.GroupNorm(8, sizes[0])
         self.last = nn.Conv2d(sizes[0], 16, 3, padding=1)
+        self.mix = nn.Linear(width, 2 * 16)  # what goes past the U-Net, and what comes out of it
+        nn.init.zeros_(self.mix.weight)
+        self.mix.bias.data = torch.tensor([0.0, 1.0]).repeat_interleave(16)
         self.register_buffer("band_means", torch.zeros(config.audio.n_mels, 1))
         self.register_buffer("deviation", torch.ones(1))
 
@@ -693,6 +720,24 @@ class Flow(nn.Module):
         drawn = draw_flow(self, start, labels, guidance=self.flow.guidance)
         return (drawn * self.deviation + self.band_means).clamp(-1, 1)
 
+    def turn(
+        self,
+        x: torch.Tensor,  # (B, 1, M, T) a place on the circle, standardised
+        t: torch.Tensor,  # (B,) 0: noise, 1: picture
+        labels: torch.Tensor,  # (B, 2) in [-1, 1]
+        asked: torch.Tensor,  # (B, 1) 1: the labels hold, 0: any emotion
+    ) -> torch.Tensor:  # (B, 1, M, T) standardised
+        "Say which way the circle goes from here: what the network learns."
+        frames, labels = x.shape[3], labels * asked
+        x = F.pad(x, (0, -frames % 16, 0, 0), mode="replicate")
+        x = F.pixel_unshuffle(x, 4)  # (B, 16, m, t)
+        planes = labels[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        condition = F.silu(self.embed(torch.cat([time_features(t), labels, asked], dim=1)))
+        past, out = self.mix(condition)[:, :, None, None].chunk(2, dim=1)
+        inner = self.level(self.first(torch.cat([x, planes], dim=1)) + self.position, condition)
+        x = past * x + out * self.last(F.silu(self.norm(inner)))
+        return F.pixel_shuffle(x, 4)[..., :frames]
+
     def guess(
         self,
         x: torch.Tensor,  # (B, 1, M, T) a place on the line, standardised
@@ -701,15 +746,8 @@ class Flow(nn.Module):
         asked: torch.Tensor,  # (B, 1) 1: the labels hold, 0: any emotion
     ) -> torch.Tensor:  # (B, 1, M, T) standardised
         "Guess the picture at the end of the line."
-        frames, labels = x.shape[3], labels * asked
-        x = F.pixel_unshuffle(
-            F.pad(x, (0, -frames % 16, 0, 0), mode="replicate"), 4
-        )  # (B, 16, m, t)
-        planes = labels[:, :, None, None].expand(-1, -1, *x.shape[2:])
-        condition = self.embed(torch.cat([time_features(t), labels, asked], dim=1))
-        x = self.first(torch.cat([x, planes], dim=1)) + self.position
-        x = self.last(F.silu(self.norm(self.level(x, F.silu(condition)))))
-        return F.pixel_shuffle(x, 4)[..., :frames]
+        sine, cosine, size = circle(t)
+        return sine * x / size + cosine * self.turn(x / size, t, labels, asked)
 
 
 # %% [markdown]

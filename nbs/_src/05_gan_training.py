@@ -898,10 +898,13 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## The flow's step
 #
-# A flow is trained like any regression. Take a window and noise, go to a random place on the
-# line between them, guess the window. Near the end of the line a small error of the guess is a
-# large one of the direction, so the weight grows as 1 / (1 - t)^2, up to a bound. The places of
-# a batch are spread evenly: with as much chance as in eight free draws, steps would differ wildly.
+# A flow is trained like any regression: take a window and noise, go to a random place between
+# them, say which way it goes. Near the noise there is nothing to see yet, near the picture little
+# left to find: most places lie between, where notes and beats are decided (Esser 2024). Those of
+# a batch are spread evenly: with as much chance as in four free draws, steps would differ wildly.
+#
+# On the demo music, 900 steps of 4 windows, seed 0: the picture itself as target and even places
+# scored 44, places from the middle 52, the turn as target 54-55, a share past the U-Net 56.
 
 # %%
 #| export flow_training
@@ -911,27 +914,36 @@ import torch
 
 from musemo.config import Config, FlowConfig
 from musemo.core import Run, autocast
-from musemo.flow import Flow
+from musemo.flow import Flow, circle
 from musemo.generator_training import Learner, Songs, fit_generator
 
 
 # %%
 #| export flow_training
+def random_places(
+    flow: FlowConfig,
+    count: int,  # B
+    rng: torch.Generator,
+) -> torch.Tensor:  # (B,) in [0, 1], on the device of `rng`; 0: noise, 1: picture
+    "Draw places between noise and picture from a logit-normal distribution, evenly spread."
+    options = {"device": rng.device}
+    even = torch.arange(count, **options) + torch.rand(count, generator=rng, **options)
+    return torch.sigmoid(flow.middle + flow.spread * torch.special.ndtri(even / count))
+
+
 def flow_loss(
     net: Flow,
     real: torch.Tensor,  # (B, 1, M, T) standardised
     labels: torch.Tensor,  # (B, 2) in [-1, 1]
     rng: torch.Generator,  # on the device of `real`
-) -> torch.Tensor:  # squared error of the direction, in deviations squared
-    "Guess windows from random places on the line, some of them without their emotion."
-    options, count = {"generator": rng, "device": real.device}, len(real)
-    t = (torch.arange(count, device=real.device) + torch.rand(count, **options)) / count
+) -> torch.Tensor:  # squared error of the turn; 1: says nothing
+    "Say the turn at random places, some of them without their emotion."
+    options, t = {"generator": rng, "device": real.device}, random_places(net.flow, len(real), rng)
     noise = torch.randn(real.shape, **options)
-    asked = (torch.rand(count, 1, **options) >= net.flow.unasked).float()
-    place = t[:, None, None, None]
-    guess = net.guess(place * real + (1 - place) * noise, t, labels, asked)
-    weight = 1 / (1 - t).clamp(min=net.flow.near_end).square()
-    return (weight * (guess.float() - real).square().mean((1, 2, 3))).mean()
+    asked = (torch.rand(len(real), 1, **options) >= net.flow.unasked).float()
+    sine, cosine, _ = circle(t)
+    turn = net.turn(sine * real + cosine * noise, t, labels, asked)
+    return (turn.float() - (cosine * real - sine * noise)).square().mean()
 
 
 def flow_rate(step: int, flow: FlowConfig) -> float:  # share of the learning rate
@@ -940,9 +952,11 @@ def flow_rate(step: int, flow: FlowConfig) -> float:  # share of the learning ra
 
 
 # %%
-toy_flow_values = {"flow.channels": [32, 32, 32], "flow.steps": 30, "flow.warm_up": 5}
+toy_flow_values = {"flow.channels": [32, 32, 32], "flow.steps": 60, "flow.warm_up": 5}
 small = make_config("smoke", toy_flow_values)
-rates = [flow_rate(step, small.flow) for step in range(30)]
+places = random_places(small.flow, 1000, torch.Generator())
+assert places.min() >= 0 and places.max() <= 1 and 0.5 < places.median() < 0.6
+rates = [flow_rate(step, small.flow) for step in range(60)]
 test_eq((rates[0], rates.index(max(rates))), (0.2, 4))
 assert rates[-1] < 0.01
 
@@ -957,7 +971,7 @@ assert rates[-1] < 0.01
 class FlowLearner(Learner):
     "The flow in training: no contest, nothing to balance."
 
-    units = {"loss": "squared deviations", "norm": "gradient before clipping", "rate": "-"}
+    units = {"loss": "squared; 1: says nothing", "norm": "gradient before clipping", "rate": "-"}
 
     def __init__(self, config: Config, songs: Songs, device: torch.device):
         flow = self.flow = config.flow
@@ -989,7 +1003,7 @@ def fit_flow(run: Run, config: Config) -> tuple:  # history, what was asked, win
 # %%
 flow_learner, rows = train_toy(FlowLearner, small)
 losses = [row["loss"] for row in rows]
-assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 with tempfile.TemporaryDirectory() as folder:
     assert_same(flow_learner, resume_toy(FlowLearner, small, folder))
 
