@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMOTIONS', 'GanConfig', 'ResidualConfig', 'FlowConfig', 'QualityConfig', 'SynthesisConfig', 'InversionConfig',
-           'DatasetConfig', 'VitConfig', 'TrainingConfig', 'Config']
+           'Config']
 
-# %% ../nbs/02_config.ipynb #bbfb81c5
+# %% ../nbs/02_config.ipynb #a0821f62
 from typing import Literal
 
 from pydantic import model_validator
@@ -21,6 +21,7 @@ from musemo.settings import (
     Width,
     setting,
 )
+from .vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
 
 # %% ../nbs/02_config.ipynb #f35ebc1f
 class GanConfig(Section):
@@ -155,62 +156,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #51efa8eb
-class DatasetConfig(Section):
-    "How windows become the pictures that the ViT sees."
-
-    image_size: int = setting(224, "pixels", "side of the picture", SPEC, ge=32)
-    window_frames: int = setting(0, "frames", "of a window; 0: the whole clip", ge=0)
-    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1)
-    batch_size: int = setting(16, "pictures", "lower it where memory is short", SPEC, ge=1)
-    workers: int = setting(0, "processes", "for loading; 0: in the training process", ge=0)
-
-
-class VitConfig(Section):
-    "The network and where its weights come from."
-
-    weights: str = setting(
-        "google/vit-base-patch16-224-in21k", "-", "hub name, local folder or scratch", ORIGINAL
-    )
-    hidden: int = setting(192, "numbers", "token width, scratch only", ge=8)
-    layers: int = setting(4, "blocks", "depth, scratch only", ge=1)
-    heads: int = setting(3, "heads", "of attention, scratch only", ge=1)
-    patch: int = setting(16, "pixels", "side of a patch, scratch only", ge=2)
-    dropout: float = setting(0.1, "share", "in the regression head", ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _check(self):
-        if self.hidden % self.heads:
-            raise ValueError("hidden must be a multiple of heads")
-        return self
-
-
-class TrainingConfig(Section):
-    "Loss, unfreezing schedule and stopping."
-
-    epochs: int = setting(24, "epochs", "at most", SPEC, ge=1)
-    unfreeze: tuple[tuple[int, int], ...] = setting(
-        ((8, 1), (12, 2), (16, 3)), "(epoch, blocks)", "last blocks trainable from an epoch", SPEC
-    )
-    learning_rate: float = setting(1e-4, "-", "AdamW, regression head", SPEC, gt=0)
-    backbone_rate: float = setting(0.1, "x", "the backbone's share of it", SPEC, gt=0)
-    min_rate: float = setting(1e-6, "-", "end of each cosine", SPEC, gt=0)
-    weight_decay: float = setting(0.01, "-", "AdamW", "PyTorch", ge=0)
-    valence_weight: float = setting(0.6, "share", "in the squared error", SPEC, ge=0, le=1)
-    arousal_weight: float = setting(0.4, "share", "in the squared error", SPEC, ge=0, le=1)
-    clip_norm: float = setting(1.0, "norm", "gradient clipping", SPEC, gt=0)
-    patience: int = setting(5, "epochs", "without gain on validation", SPEC, ge=1)
-
-    @model_validator(mode="after")
-    def _check(self):
-        epochs, blocks = zip(*self.unfreeze, strict=True) if self.unfreeze else ((), ())
-        if list(epochs) != sorted(set(epochs)) or min(blocks, default=0) < 0:
-            raise ValueError("unfreeze must rise in epochs, with blocks >= 0")
-        if abs(self.valence_weight + self.arousal_weight - 1) > 1e-6:
-            raise ValueError("valence_weight + arousal_weight must be 1")
-        return self
-
-# %% ../nbs/02_config.ipynb #83937050
+# %% ../nbs/02_config.ipynb #3a630407
 class Config(Section):
     "Everything that a run depends on."
 
@@ -237,6 +183,12 @@ class Config(Section):
     dataset: DatasetConfig = DatasetConfig()
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
+    small: SmallConfig = SmallConfig()
+
+    @property
+    def window(self) -> int:
+        "Frames of the windows that the predictor sees."
+        return self.dataset.window_frames or self.audio.frames
 
     @model_validator(mode="after")
     def _check(self):
@@ -246,8 +198,16 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
-        if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
-            raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
+        if scratch and (side or self.window) % self.vit.patch:
+            name = "dataset.image_size" if side else "dataset.window_frames"
+            raise ValueError(f"{name} must be a multiple of vit.patch")
+        if not side and not scratch:
+            raise ValueError("dataset.image_size = 0 goes with vit.weights=scratch only")
+        if self.training.recipe == "small" and (side or not scratch):
+            raise ValueError(
+                "training.recipe = small goes with vit.weights=scratch and dataset.image_size=0"
+            )
         if self.synthesis.generator not in ("best", *self.generators):
             raise ValueError(f"synthesis.generator must be best or one of {self.generators}")
         if len(set(self.generators)) < len(self.generators):

@@ -7,12 +7,13 @@ __all__ = ['QUADRANTS', 'song_statistics', 'predict_baselines', 'load_vit', 'pre
            'score_predictions', 'evaluate_vit', 'axis_end', 'plot_scatter', 'plot_shifts', 'plot_errors', 'quadrant_of',
            'plot_quadrants', 'metrics_table', 'say_what_it_is_worth']
 
-# %% ../nbs/12_evaluation.ipynb #c4a71143
+# %% ../nbs/12_evaluation.ipynb #1470e9a7
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from torch.utils.data import DataLoader
 
 from .config import Config
@@ -21,21 +22,17 @@ from .core import COLORS, MusemoError, Run, load_part, pick_device, rng_for
 from .data import decode, log_mel_of
 from .dataset import WindowDataset, build_loaders
 from .metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
+from .readout import band_statistics
 from .vit import EmotionViT, predict_songs, revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #2e81256f
+# %% ../nbs/12_evaluation.ipynb #624ff180
 def song_statistics(
     log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
     frames: np.ndarray,  # (N,) valid frames
 ) -> np.ndarray:  # (N, 3 * M / 2)
     "Describe each song by mean, spread and mean absolute step of pairs of mel bands."
-    rows = []
-    for song, valid in zip(log_mel, frames, strict=True):
-        bands = song[:, :valid].astype(np.float32)
-        bands = bands.reshape(len(bands) // 2, 2, -1).mean(axis=1)  # (M / 2, T)
-        step = np.abs(np.diff(bands, axis=1, prepend=bands[:, :1])).mean(axis=1)
-        rows.append(np.concatenate([bands.mean(axis=1), bands.std(axis=1), step]))
-    return np.stack(rows)
+    songs = (np.float32(x[None, None, :, :n]) for x, n in zip(log_mel, frames, strict=True))
+    return np.concatenate([band_statistics(torch.from_numpy(x)).numpy() for x in songs])
 
 
 def predict_baselines(

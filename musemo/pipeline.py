@@ -225,7 +225,8 @@ _MATTERS_FROM = {
     "inversion": 8,
     "dataset": 7,
     "vit": 9,
-    "training": 11,
+    "training": 9,
+    "small": 11,
 }
 
 

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #334c124b
+# %% ../nbs/02_config.ipynb #df38ff8a
 _scratch = {
     "vit.weights": "scratch",
+    "vit.patch": 8,
+    "dataset.image_size": 0,
     "dataset.window_frames": 256,
+    "training.recipe": "small",
     "training.unfreeze": [[1, 64]],
     "training.backbone_rate": 1.0,
 }
@@ -38,8 +41,7 @@ PRESETS = {
         "flow.batch_size": 4,
         "flow.averaging": 0.995,
         "synthesis.songs": 100,
-        "dataset.image_size": 96,
-        "dataset.windows_per_song": 4,
+        "dataset.windows_per_song": 8,
         "dataset.batch_size": 32,
         "vit.hidden": 96,
         "vit.layers": 3,
@@ -65,8 +67,9 @@ PRESETS = {
         "quality.bootstrap": 20,
         "synthesis.songs": 8,
         "inversion.iterations": 8,
-        "dataset.image_size": 64,
         "dataset.window_frames": 64,
+        "small.steps": 6,
+        "small.trees": 10,
         "vit.hidden": 32,
         "vit.layers": 2,
         "vit.heads": 2,

@@ -27,6 +27,7 @@ SMALL = {
     "vit.layers": 1,
     "vit.heads": 2,
     "dataset.image_size": 32,
+    "training.recipe": "spec",
     "training.epochs": 2,
     "synthesis.songs": 0,
 }

@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / "nbs"))
 MAY_IMPORT = {
     "core": set(),
     "settings": set(),
-    "config": {"settings"},
+    "vit_settings": {"settings"},
+    "config": {"settings", "vit_settings"},
     "presets": {"config"},
     "annotations": {"core"},
     "spectrum": {"config"},
@@ -42,14 +43,22 @@ MAY_IMPORT = {
     "listening": {"core", "config", "audio"},
     "plane": {"core", "config", "audio", "listening"},
     "dataset": {"core", "config", "data"},
-    "vit": {"config"},
-    "vit_training": {"core", "config", "vit", "dataset"},
+    "readout": set(),
+    "weights": set(),
+    "vit": {"config", "readout", "weights"},
+    "pretext": {"core", "config", "readout", "vit"},
+    "small_training": {"core", "config", "readout", "vit", "dataset", "pretext"},
+    "vit_training": {"core", "config", "vit", "dataset", "small_training"},
     "metrics": set(),
-    "evaluation": {"core", "config", "data", "audio", "vit", "dataset", "metrics", "presets"},
+    "evaluation": {
+        *("core", "config", "presets", "data", "audio"),
+        *("readout", "vit", "dataset", "metrics"),
+    },
 }
 BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "report", "demo"}
 SECOND = {
     "settings",
+    "vit_settings",
     "presets",
     "annotations",
     "pieces",
@@ -68,6 +77,10 @@ SECOND = {
     "plane",
     "spectrum",
     "metrics",
+    "readout",
+    "weights",
+    "pretext",
+    "small_training",
 }  # exported beside a notebook's own module
 
 

@@ -28,6 +28,7 @@ from musemo.vit_training import fit_vit, schedule_phases, train_vit
 
 SONGS = 16
 SMALL = {"vit.hidden": 16, "vit.layers": 1, "vit.heads": 2, "dataset.image_size": 32}
+SMALL |= {"training.recipe": "spec"}
 
 
 def config_of(**values):

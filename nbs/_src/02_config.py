@@ -17,6 +17,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %%
+#| export vit_settings
+from typing import Literal
+
+from pydantic import model_validator
+
+from musemo.settings import ORIGINAL, SPEC, Fraction, Section, setting
+
+# %%
 #| export
 from typing import Literal
 
@@ -32,6 +40,7 @@ from musemo.settings import (
     Width,
     setting,
 )
+from musemo.vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
 
 # %%
 #| export presets
@@ -343,11 +352,13 @@ class InversionConfig(Section):
 
 
 # %%
-#| export
+#| export vit_settings
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
-    image_size: int = setting(224, "pixels", "side of the picture", SPEC, ge=32)
+    image_size: int = setting(
+        224, "pixels", "side of the picture; 0: the window itself, in one channel", SPEC, ge=0
+    )
     window_frames: int = setting(0, "frames", "of a window; 0: the whole clip", ge=0)
     windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1)
     batch_size: int = setting(16, "pictures", "lower it where memory is short", SPEC, ge=1)
@@ -363,7 +374,9 @@ class VitConfig(Section):
     hidden: int = setting(192, "numbers", "token width, scratch only", ge=8)
     layers: int = setting(4, "blocks", "depth, scratch only", ge=1)
     heads: int = setting(3, "heads", "of attention, scratch only", ge=1)
-    patch: int = setting(16, "pixels", "side of a patch, scratch only", ge=2)
+    patch: int = setting(
+        16, "pixels", "side of a patch, scratch only; image_size 0: frames of a column", ge=2
+    )
     dropout: float = setting(0.1, "share", "in the regression head", ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -373,9 +386,30 @@ class VitConfig(Section):
         return self
 
 
-class TrainingConfig(Section):
-    "Loss, unfreezing schedule and stopping."
+class SmallConfig(Section):
+    "The recipe for small data: a warm-up without labels, then a line and trees."
 
+    steps: int = setting(450, "steps", "of the warm-up", ge=1)
+    batch_size: int = setting(64, "windows", "of the warm-up", ge=2)
+    learning_rate: float = setting(1.5e-3, "-", "AdamW, highest of one cycle", gt=0)
+    weight_decay: float = setting(0.05, "-", "AdamW", "He 2022", ge=0)
+    warm_up: Fraction = setting(0.1, "share", "of the steps, in which the rate rises")
+    clip_norm: float = setting(1.0, "norm", "gradient clipping", gt=0)
+    hidden_share: Fraction = setting(0.6, "share", "of a window's patches, to be guessed")
+    trees: int = setting(300, "trees", "boosted, for each of valence and arousal", ge=1)
+    tree_rate: float = setting(0.05, "x", "what a tree adds", "Friedman 2001", gt=0, le=1)
+    tree_depth: int = setting(3, "levels", "of a tree", ge=1, le=8)
+    tree_songs: float = setting(0.7, "share", "of the songs, for a tree", gt=0, le=1)
+    tree_leaf: int = setting(5, "songs", "at least, in a leaf", ge=1)
+    synthetic_weight: float = setting(0.1, "x", "of a synthetic window, a real song is 1", ge=0)
+
+
+class TrainingConfig(Section):
+    "Recipe, loss, unfreezing schedule and stopping."
+
+    recipe: Literal["spec", "small"] = setting(
+        "spec", "-", "spec: thaw by the schedule; small: for few songs, without pretrained weights"
+    )
     epochs: int = setting(24, "epochs", "at most", SPEC, ge=1)
     unfreeze: tuple[tuple[int, int], ...] = setting(
         ((8, 1), (12, 2), (16, 3)), "(epoch, blocks)", "last blocks trainable from an epoch", SPEC
@@ -434,6 +468,12 @@ class Config(Section):
     dataset: DatasetConfig = DatasetConfig()
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
+    small: SmallConfig = SmallConfig()
+
+    @property
+    def window(self) -> int:
+        "Frames of the windows that the predictor sees."
+        return self.dataset.window_frames or self.audio.frames
 
     @model_validator(mode="after")
     def _check(self):
@@ -443,8 +483,16 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
-        if self.vit.weights == "scratch" and self.dataset.image_size % self.vit.patch:
-            raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
+        if scratch and (side or self.window) % self.vit.patch:
+            name = "dataset.image_size" if side else "dataset.window_frames"
+            raise ValueError(f"{name} must be a multiple of vit.patch")
+        if not side and not scratch:
+            raise ValueError("dataset.image_size = 0 goes with vit.weights=scratch only")
+        if self.training.recipe == "small" and (side or not scratch):
+            raise ValueError(
+                "training.recipe = small goes with vit.weights=scratch and dataset.image_size=0"
+            )
         if self.synthesis.generator not in ("best", *self.generators):
             raise ValueError(f"synthesis.generator must be best or one of {self.generators}")
         if len(set(self.generators)) < len(self.generators):
@@ -457,14 +505,18 @@ class Config(Section):
 #
 # `full` is the specification on DEAM, `kaggle` the same inside a T4's session. `demo` fits ten
 # minutes on two cores; `smoke` only proves that everything runs, and its figures mean nothing.
-# Both train a small ViT from scratch, all of it from the first epoch: freezing would keep
-# random weights random.
+# Both train a small ViT without pretrained weights, by the recipe for small data. With
+# `training.recipe=spec` they train it on labels alone, all of it from the first epoch: freezing
+# would keep random weights random.
 
 # %%
 #| export presets
 _scratch = {
     "vit.weights": "scratch",
+    "vit.patch": 8,
+    "dataset.image_size": 0,
     "dataset.window_frames": 256,
+    "training.recipe": "small",
     "training.unfreeze": [[1, 64]],
     "training.backbone_rate": 1.0,
 }
@@ -488,8 +540,7 @@ PRESETS = {
         "flow.batch_size": 4,
         "flow.averaging": 0.995,
         "synthesis.songs": 100,
-        "dataset.image_size": 96,
-        "dataset.windows_per_song": 4,
+        "dataset.windows_per_song": 8,
         "dataset.batch_size": 32,
         "vit.hidden": 96,
         "vit.layers": 3,
@@ -515,8 +566,9 @@ PRESETS = {
         "quality.bootstrap": 20,
         "synthesis.songs": 8,
         "inversion.iterations": 8,
-        "dataset.image_size": 64,
         "dataset.window_frames": 64,
+        "small.steps": 6,
+        "small.trees": 10,
         "vit.hidden": 32,
         "vit.layers": 2,
         "vit.heads": 2,
@@ -592,6 +644,8 @@ test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
 test_eq((full.generators, make_config("demo").generators), (("gan",), ("residual", "flow")))
 test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="best or one of")
+test_fail(lambda: make_config("full", {"training.recipe": "small"}), contains="vit.weights=scratch")
+test_fail(lambda: make_config("demo", {"vit.patch": 9}), contains="window_frames must be a multi")
 
 
 # %% [markdown]

@@ -274,9 +274,8 @@ def synthetic_table(
 
 def _drawing(config: Config) -> dict:
     "Say how the generator draws: pieces as wide as the predictor's window; batch, device."
-    frames = config.dataset.window_frames or config.audio.frames
     device = pick_device(config.device)
-    options = {"frames": frames, "batch_size": config.gan.batch_size, "device": device}
+    options = {"frames": config.window, "batch_size": config.gan.batch_size, "device": device}
     return options | {"precision": pick_precision(device, config.precision)}
 
 

@@ -15,7 +15,7 @@
 # %%
 #| export
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,8 @@ from musemo.presets import make_config
 #
 # A pretrained ViT expects squares of one size, three channels, and the normalisation of its
 # pretraining. A window is squeezed to that size; antialiasing averages the frames that fall on
-# one pixel, where plain interpolation would skip most of a 30 s clip.
+# one pixel, where plain interpolation would skip most of a 30 s clip. A network without a past
+# takes the window as it is (`image_size` 0).
 
 # %%
 #| export
@@ -49,12 +50,14 @@ HALF = (0.5, 0.5, 0.5)  # mean and deviation of most ViT checkpoints, a channel
 
 def to_pixels(
     windows: torch.Tensor,  # (B, M, T) log-mel in [-1, 1]
-    image_size: int,  # pixels
+    image_size: int,  # pixels; 0: the window itself
     *,
     mean: tuple[float, ...] = HALF,  # of the pretraining's pictures in [0, 1], a channel
     std: tuple[float, ...] = HALF,
-) -> torch.Tensor:  # (B, 3, H, W)
+) -> torch.Tensor:  # (B, 3, H, W), or (B, 1, M, T)
     "Make pictures of windows: resize, repeat to three channels, normalise like the pretraining."
+    if not image_size:
+        return windows[:, None]
     square = nn.functional.interpolate(
         (windows[:, None] + 1) / 2, (image_size, image_size), mode="bilinear", antialias=True
     )  # (B, 1, H, W) in [0, 1]
@@ -73,6 +76,7 @@ pixels = to_pixels(clicks, 16)
 test_eq(pixels.shape, (2, 3, 16, 16))
 test_close(pixels[:, :, :, 1:-1], torch.full((2, 3, 16, 14), -0.5), eps=0.1)
 test_close(to_pixels(torch.full((1, 8, 8), -1.0), 8, mean=(0.4,) * 3, std=(0.2,) * 3), -2.0)
+test_eq(to_pixels(clicks, 0)[:, 0], clicks)
 
 
 # %% [markdown]
@@ -134,14 +138,15 @@ def pick_window(
         options["per_song"] = data.config.dataset.windows_per_song
     else:
         place, options["rng"] = 0, rng_for(data.seed, "window", key)
-    width = data.config.dataset.window_frames or data.config.audio.frames
+    width = data.config.window
     one = slice(song, song + 1)
     windows, _ = cut_windows(data.log_mel[one], data.frames[one], width, **options)
     return windows[place], data.labels[song], song
 
 
 # %%
-small = make_config("smoke", {"dataset.image_size": 32, "dataset.windows_per_song": 3})
+squares = {"training.recipe": "spec", "dataset.image_size": 32, "dataset.windows_per_song": 3}
+small = make_config("smoke", squares)
 songs = pd.DataFrame({"song_id": [7, 9], "valence": [0.1, 0.2], "arousal": [0.3, 0.4]})
 songs["frames"] = [200, 200]
 ramp = np.tile(np.linspace(-1, 1, 200, dtype=np.float16), (2, 128, 1))  # (N, M, T)
@@ -222,33 +227,50 @@ def load_synthetic(
 
 # %%
 #| export
+def read_datasets(run: Run, config: Config) -> dict[str, WindowDataset]:  # train, val, test
+    "Read the three parts of a run; raises MusemoError where one has no songs."
+    parts = {}
+    for split in ("train", "val", "test"):
+        songs, log_mel = load_part(run, split)
+        if not len(songs):
+            raise MusemoError(f"songs.csv: no songs in the {split} part; give more songs")
+        options = {}
+        if split == "train":
+            options["seed"] = seed_for(config.seed, "dataset")
+            options["synthetic"], options["synthetic_labels"] = load_synthetic(run, config.window)
+        parts[split] = WindowDataset(songs, log_mel, config, **options)
+    return parts
+
+
+def make_loader(
+    data: WindowDataset,
+    config: Config,
+    *,
+    batch_size: int | None = None,  # None: the configuration's
+) -> DataLoader:  # batches of pixels, labels, songs' places
+    "Load a part: shuffled anew each epoch where it has a seed, else in order."
+    return DataLoader(
+        data,
+        batch_size=batch_size or config.dataset.batch_size,
+        sampler=EpochSampler(len(data), data.seed) if data.seed is not None else None,
+        num_workers=config.dataset.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
 def build_loaders(
     run: Run,
     config: Config,
     *,
     mean: tuple[float, ...] = HALF,  # of the pretraining's pictures, a channel
     std: tuple[float, ...] = HALF,
-) -> dict[str, DataLoader]:  # train, val, test: batches of pixels, labels, songs' places
-    "Make the loaders; raises MusemoError where a part has no songs."
-    loaders = {}
-    for split in ("train", "val", "test"):
-        songs, log_mel = load_part(run, split)
-        if not len(songs):
-            raise MusemoError(f"songs.csv: no songs in the {split} part; give more songs")
-        options = {"mean": tuple(mean), "std": tuple(std)}
-        if split == "train":
-            width = config.dataset.window_frames or config.audio.frames
-            options["seed"] = seed_for(config.seed, "dataset")
-            options["synthetic"], options["synthetic_labels"] = load_synthetic(run, width)
-        data = WindowDataset(songs, log_mel, config, **options)
-        loaders[split] = DataLoader(
-            data,
-            batch_size=config.dataset.batch_size,
-            sampler=EpochSampler(len(data), data.seed) if split == "train" else None,
-            num_workers=config.dataset.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-    return loaders
+) -> dict[str, DataLoader]:  # train, val, test
+    "Make the loaders of a run; raises MusemoError where a part has no songs."
+    looks = {"mean": tuple(mean), "std": tuple(std)}
+    return {
+        split: make_loader(replace(data, **looks), config)
+        for split, data in read_datasets(run, config).items()
+    }
 
 
 # %% [markdown]
@@ -322,10 +344,11 @@ for panel, picture, label, place in zip(axes.flat, pixels, labels, places, stric
     kind = "real" if place >= 0 else "synthetic"
     panel.set_title(f"{kind}: V {label[0]:+.2f}, A {label[1]:+.2f}", fontsize=8)
     panel.set(xticks=[], yticks=[], xlabel="time (px)", ylabel="frequency (px)")
-side, train = config.dataset.image_size, loaders["train"].dataset
+high, wide = pixels.shape[2:]
+train = loaders["train"].dataset
 run.headline(
     "09_dataset",
-    f"{train.real} real + {len(train) - train.real} synthetic windows an epoch, {side} x {side} px",
+    f"{train.real} real + {len(train) - train.real} synthetic windows an epoch, {high} x {wide} px",
     figure,
 )
 

@@ -145,6 +145,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from torch.utils.data import DataLoader
 
 from musemo.config import Config
@@ -153,6 +154,7 @@ from musemo.core import COLORS, MusemoError, Run, load_part, pick_device, rng_fo
 from musemo.data import decode, log_mel_of
 from musemo.dataset import WindowDataset, build_loaders
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
+from musemo.readout import band_statistics
 from musemo.vit import EmotionViT, predict_songs, revive_vit
 
 
@@ -171,13 +173,8 @@ def song_statistics(
     frames: np.ndarray,  # (N,) valid frames
 ) -> np.ndarray:  # (N, 3 * M / 2)
     "Describe each song by mean, spread and mean absolute step of pairs of mel bands."
-    rows = []
-    for song, valid in zip(log_mel, frames, strict=True):
-        bands = song[:, :valid].astype(np.float32)
-        bands = bands.reshape(len(bands) // 2, 2, -1).mean(axis=1)  # (M / 2, T)
-        step = np.abs(np.diff(bands, axis=1, prepend=bands[:, :1])).mean(axis=1)
-        rows.append(np.concatenate([bands.mean(axis=1), bands.std(axis=1), step]))
-    return np.stack(rows)
+    songs = (np.float32(x[None, None, :, :n]) for x, n in zip(log_mel, frames, strict=True))
+    return np.concatenate([band_statistics(torch.from_numpy(x)).numpy() for x in songs])
 
 
 def predict_baselines(
@@ -544,23 +541,6 @@ print(
     f"Right quadrant: {np.trace(counts)} of {len(rated)} songs; "
     f"always naming the commonest one: {most}."
 )
-
-# %% [markdown]
-# The curves of training, for reference: left of the dashed line is what the model is made of.
-
-# %%
-history = pd.DataFrame(run.load("vit_history.json")["epochs"]).set_index("epoch")
-figure, axes = subplots(1, 2, size=(4.2, 2.8))
-axes[0].plot(history["train_loss"], color=COLORS["real"], label="training (windows)")
-axes[0].plot(history["val_loss"], color=COLORS["model"], label="validation (songs)")
-axes[0].set(title="Loss", xlabel="epoch", ylabel="weighted squared error")
-axes[1].plot(history["val_mae_valence"], color=COLORS["real"], label="valence")
-axes[1].plot(history["val_mae_arousal"], color=COLORS["model"], label="arousal")
-axes[1].set(title="Validation songs", xlabel="epoch", ylabel="mean absolute error on [-1, 1]")
-for panel in axes:
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.axvline(history["val_loss"].idxmin(), color=COLORS["floor"], linestyle="--")
-    panel.legend()
 
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
