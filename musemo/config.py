@@ -156,7 +156,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #3a630407
+# %% ../nbs/02_config.ipynb #5c32654c
 class Config(Section):
     "Everything that a run depends on."
 
@@ -199,9 +199,10 @@ class Config(Section):
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
         side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
-        if scratch and (side or self.window) % self.vit.patch:
-            name = "dataset.image_size" if side else "dataset.window_frames"
-            raise ValueError(f"{name} must be a multiple of vit.patch")
+        if scratch and side % self.vit.patch:
+            raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        if scratch and not side and self.window < 2 * self.vit.patch:
+            raise ValueError(f"windows of {self.window} frames must hold two of vit.patch or more")
         if not side and not scratch:
             raise ValueError("dataset.image_size = 0 goes with vit.weights=scratch only")
         if self.training.recipe == "small" and (side or not scratch):

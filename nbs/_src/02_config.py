@@ -484,9 +484,10 @@ class Config(Section):
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
         side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
-        if scratch and (side or self.window) % self.vit.patch:
-            name = "dataset.image_size" if side else "dataset.window_frames"
-            raise ValueError(f"{name} must be a multiple of vit.patch")
+        if scratch and side % self.vit.patch:
+            raise ValueError("dataset.image_size must be a multiple of vit.patch")
+        if scratch and not side and self.window < 2 * self.vit.patch:
+            raise ValueError(f"windows of {self.window} frames must hold two of vit.patch or more")
         if not side and not scratch:
             raise ValueError("dataset.image_size = 0 goes with vit.weights=scratch only")
         if self.training.recipe == "small" and (side or not scratch):
@@ -645,7 +646,7 @@ test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at le
 test_eq((full.generators, make_config("demo").generators), (("gan",), ("residual", "flow")))
 test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="best or one of")
 test_fail(lambda: make_config("full", {"training.recipe": "small"}), contains="vit.weights=scratch")
-test_fail(lambda: make_config("demo", {"vit.patch": 9}), contains="window_frames must be a multi")
+test_fail(lambda: make_config("demo", {"vit.patch": 130}), contains="must hold two of vit.patch")
 
 
 # %% [markdown]
