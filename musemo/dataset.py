@@ -84,7 +84,7 @@ def pick_window(
     windows, _ = cut_windows(data.log_mel[one], data.frames[one], width, **options)
     return windows[place], data.labels[song], song
 
-# %% ../nbs/09_dataset.ipynb #19966174
+# %% ../nbs/09_dataset.ipynb #9d33ae5d
 class EpochSampler(Sampler):
     "Shuffle the items anew each epoch; each key carries its epoch."
 
@@ -94,13 +94,15 @@ class EpochSampler(Sampler):
         seed: int,
     ):
         self.items, self.seed, self.epoch = items, seed, 0
+        self.views = 0  # windows that an item shows in turn; 0: another one each epoch
 
     def __len__(self) -> int:
         return self.items
 
     def __iter__(self) -> Iterator[int]:
         rng = torch_rng_for(self.seed, "shuffle", self.epoch)
-        keys = self.epoch * self.items + torch.randperm(self.items, generator=rng)
+        view = self.epoch % self.views if self.views else self.epoch
+        keys = view * self.items + torch.randperm(self.items, generator=rng)
         self.epoch += 1
         return iter(keys.tolist())
 
@@ -120,7 +122,7 @@ def load_synthetic(
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
     return windows[rows], labels
 
-# %% ../nbs/09_dataset.ipynb #9dee1223
+# %% ../nbs/09_dataset.ipynb #c539d3dd
 def build_loaders(
     run: Run,
     config: Config,
@@ -146,5 +148,7 @@ def build_loaders(
             sampler=EpochSampler(len(data), data.seed) if split == "train" else None,
             num_workers=config.dataset.workers,
             pin_memory=torch.cuda.is_available(),
+            # Without one of its own, a loader draws from the generator that drives dropout.
+            generator=torch_rng_for(config.seed, "loader", split),
         )
     return loaders

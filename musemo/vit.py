@@ -23,7 +23,7 @@ from torch import nn
 
 from .config import Config, VitConfig
 
-# %% ../nbs/10_vit.ipynb #e8eed743
+# %% ../nbs/10_vit.ipynb #917eeb7f
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
 
@@ -43,8 +43,11 @@ class EmotionViT(nn.Module):
         self.mean, self.std, self.source = tuple(mean), tuple(std), source
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        "Predict valence and arousal; within [-1, 1] once the model is in eval mode."
-        tokens = self.backbone(pixel_values=pixels).last_hidden_state  # (B, 1 + P, D)
+        "Predict valence and arousal of pictures."
+        return self.answer(self.backbone(pixel_values=pixels).last_hidden_state)
+
+    def answer(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, 1 + P, D) -> (B, 2)
+        "Read the class token; within [-1, 1] once the model is in eval mode."
         emotion = self.head(self.dropout(tokens[:, 0]))  # (B, 2)
         return emotion if self.training else emotion.clamp(-1, 1)
 

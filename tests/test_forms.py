@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "plane": {"core", "config", "audio", "listening"},
     "dataset": {"core", "config", "data"},
     "vit": {"config"},
-    "vit_training": {"core", "config", "vit", "dataset"},
+    "activation_cache": {"core", "config", "vit", "dataset"},
+    "vit_training": {"core", "config", "vit", "dataset", "activation_cache"},
     "metrics": set(),
     "evaluation": {"core", "config", "data", "audio", "vit", "dataset", "metrics", "presets"},
 }
@@ -67,6 +68,7 @@ SECOND = {
     "listening",
     "plane",
     "spectrum",
+    "activation_cache",
     "metrics",
 }  # exported beside a notebook's own module
 
