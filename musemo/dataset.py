@@ -87,7 +87,7 @@ def pick_window(
     windows, _ = cut_windows(data.log_mel[one], data.frames[one], width, **options)
     return windows[place], data.labels[song], song
 
-# %% ../nbs/09_dataset.ipynb #19966174
+# %% ../nbs/09_dataset.ipynb #9d33ae5d
 class EpochSampler(Sampler):
     "Shuffle the items anew each epoch; each key carries its epoch."
 
@@ -97,13 +97,15 @@ class EpochSampler(Sampler):
         seed: int,
     ):
         self.items, self.seed, self.epoch = items, seed, 0
+        self.views = 0  # windows that an item shows in turn; 0: another one each epoch
 
     def __len__(self) -> int:
         return self.items
 
     def __iter__(self) -> Iterator[int]:
         rng = torch_rng_for(self.seed, "shuffle", self.epoch)
-        keys = self.epoch * self.items + torch.randperm(self.items, generator=rng)
+        view = self.epoch % self.views if self.views else self.epoch
+        keys = view * self.items + torch.randperm(self.items, generator=rng)
         self.epoch += 1
         return iter(keys.tolist())
 
@@ -123,7 +125,7 @@ def load_synthetic(
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
     return windows[rows], labels
 
-# %% ../nbs/09_dataset.ipynb #81d19784
+# %% ../nbs/09_dataset.ipynb #984450c7
 def read_datasets(run: Run, config: Config) -> dict[str, WindowDataset]:  # train, val, test
     "Read the three parts of a run; raises MusemoError where one has no songs."
     parts = {}
@@ -152,6 +154,8 @@ def make_loader(
         sampler=EpochSampler(len(data), data.seed) if data.seed is not None else None,
         num_workers=config.dataset.workers,
         pin_memory=torch.cuda.is_available(),
+        # Without one of its own, a loader draws from the generator that drives dropout.
+        generator=torch_rng_for(config.seed, "loader"),
     )
 
 

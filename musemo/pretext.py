@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'to_columns', 'take_patches', 'Pretext', 'warm_up']
 
-# %% ../nbs/11_vit_training.ipynb #69ad917c
+# %% ../nbs/11_vit_training.ipynb #d2016c0d
 from itertools import islice
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 from .config import Config
 from .core import MusemoError, progress, torch_rng_for
 from .readout import band_statistics, pool_window_tokens
-from .vit import SmallViT, vit_blocks
+from .vit import SmallViT, run_through, vit_blocks
 
-# %% ../nbs/11_vit_training.ipynb #dba9f6e4
+# %% ../nbs/11_vit_training.ipynb #8f99ce43
 def to_columns(
     windows: torch.Tensor,  # (B, 1, M, T)
     frames: int,  # of a patch
@@ -62,9 +62,7 @@ class Pretext(nn.Module):
         seen, hidden = order.split([self.visible, count - self.visible], dim=1)
         tokens = backbone.embeddings(windows)  # (B, 1 + P, D), the class token first
         tokens = torch.cat([tokens[:, :1], take_patches(tokens[:, 1:], seen)], dim=1)
-        for block in vit_blocks(backbone):
-            tokens = block(tokens)
-        tokens = backbone.layernorm(tokens)
+        tokens = run_through([*vit_blocks(backbone), backbone.layernorm], tokens)
         places = seen[..., None].expand(-1, -1, tokens.shape[2])
         canvas = self.empty.expand(len(windows), count, -1)
         canvas = canvas.scatter(1, places, self.enter(tokens[:, 1:])) + self.position

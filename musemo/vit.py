@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EmotionViT', 'start_at_mean', 'SmallViT', 'scratch_backbone', 'build_vit', 'describe_vit', 'revive_vit',
-           'describe_songs', 'predict_songs', 'vit_blocks', 'freeze_backbone', 'unfreeze_last', 'count_trainable',
-           'parameter_groups']
+           'describe_songs', 'predict_songs', 'vit_blocks', 'run_through', 'freeze_backbone', 'unfreeze_last',
+           'count_trainable', 'parameter_groups']
 
 # %% ../nbs/10_vit.ipynb #08b41714
 from collections.abc import Iterable
@@ -186,10 +186,18 @@ def predict_songs(
     features, _ = describe_songs(model, loader, dtype=dtype)
     return model.answer(features.to(model.head.weight.device)).cpu().numpy()
 
-# %% ../nbs/10_vit.ipynb #dc2c27e7
+# %% ../nbs/10_vit.ipynb #503fe5dd
 def vit_blocks(backbone: nn.Module) -> nn.ModuleList:
     "Give the transformer blocks, first to last, under the name that this transformers has."
     return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
+
+
+def run_through(parts: Iterable[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
+    "Call modules one after the other."
+    for part in parts:
+        outputs = part(inputs)
+        inputs = outputs[0] if isinstance(outputs, tuple) else outputs  # transformers 4: a tuple
+    return inputs
 
 
 def freeze_backbone(model: EmotionViT) -> None:

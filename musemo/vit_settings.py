@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from .settings import ORIGINAL, SPEC, Fraction, Section, setting
 
-# %% ../nbs/02_config.ipynb #d4826a68
+# %% ../nbs/02_config.ipynb #6ed0f452
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
@@ -80,6 +80,17 @@ class TrainingConfig(Section):
     arousal_weight: float = setting(0.4, "share", "in the squared error", SPEC, ge=0, le=1)
     clip_norm: float = setting(1.0, "norm", "gradient clipping", SPEC, gt=0)
     patience: int = setting(5, "epochs", "without gain on validation", SPEC, ge=1)
+    views: int = setting(
+        1,
+        "windows",
+        "taken in turn, an epoch each, while blocks are frozen; 1: always the same",
+        ge=1,
+    )
+    cache: bool = setting(True, "-", "run frozen blocks once for each window, not each epoch")
+    cache_precision: Literal["float16", "float32"] = setting(
+        "float16", "-", "of cached tokens; float16 moves predictions by less than 2e-3"
+    )
+    cache_mb: float = setting(1000, "MB", "of memory for them; a larger cache lies on disk", ge=0)
 
     @model_validator(mode="after")
     def _check(self):

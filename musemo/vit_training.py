@@ -6,9 +6,10 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'train_model',
            'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #dfa38de4
+# %% ../nbs/11_vit_training.ipynb #bf61d66a
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
+from .activation_cache import ActivationCache, cut_phase
 from .config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
@@ -83,10 +85,10 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #56331311
+# %% ../nbs/11_vit_training.ipynb #b964fe47
 def train_epoch(
-    model: EmotionViT,
-    batches,  # of pixels (B, 3, H, W), labels (B, 2), songs' places (B,)
+    model: nn.Module,  # an EmotionViT, whole or cut
+    batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     cosine: CosineAnnealingLR,
@@ -118,10 +120,10 @@ def train_epoch(
         total, seen = total + loss.item() * len(labels), seen + len(labels)
     return total / seen
 
-# %% ../nbs/11_vit_training.ipynb #a0bcd450
+# %% ../nbs/11_vit_training.ipynb #8e685d03
 def judge_epoch(
-    model: EmotionViT,
-    loader: DataLoader,  # validation songs
+    model: nn.Module,  # an EmotionViT, whole or cut
+    loader,  # of validation songs
     loss_function: nn.Module,
     *,
     dtype: torch.dtype,  # of the forward pass
@@ -136,13 +138,14 @@ def judge_epoch(
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
-# %% ../nbs/11_vit_training.ipynb #cbc65d0b
+# %% ../nbs/11_vit_training.ipynb #4c31a3b1
 def train_vit(
     model: EmotionViT,  # on its device
     loaders: dict[str, DataLoader],  # train and val, from section 9
     config: Config,
     *,
     on_epoch: Callable[[dict], None] | None = None,  # called with each epoch's row
+    folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
     settings, device = config.training, model.head.weight.device
@@ -150,25 +153,23 @@ def train_vit(
     loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight).to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
+    blocks = [count for _, count in phases.values()]
+    cache = ActivationCache(model, loaders, settings, blocks=blocks, dtype=dtype, folder=folder)
+    options = {"clip_norm": settings.clip_norm, "dtype": dtype}
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
     for epoch in progress(range(1, settings.epochs + 1), desc="ViT epochs"):
         if epoch in phases:
             left, blocks = phases[epoch]
             steps = left * len(loaders["train"])
             optimizer, cosine = start_phase(model, settings, blocks=blocks, steps=steps)
+            batches = None  # the last phase's cache goes before the next one is made
+            part, batches = cut_phase(cache)
         row = {"epoch": epoch, "trainable": count_trainable(model)}
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
-            model,
-            loaders["train"],
-            loss_function,
-            optimizer,
-            cosine,
-            scaler,
-            clip_norm=settings.clip_norm,
-            dtype=dtype,
+            part, batches["train"], loss_function, optimizer, cosine, scaler, **options
         )
-        row |= judge_epoch(model, loaders["val"], loss_function, dtype=dtype)
+        row |= judge_epoch(part, batches["val"], loss_function, dtype=dtype)
         history.append(row)
         if row["val_loss"] < best["val_loss"]:
             best = row
@@ -179,12 +180,13 @@ def train_vit(
             break
     return history, best_state
 
-# %% ../nbs/11_vit_training.ipynb #496fb638
+# %% ../nbs/11_vit_training.ipynb #24f07e6b
 def train_model(
     data: dict[str, WindowDataset],  # train and, for the recipe spec, val
     config: Config,
     *,
     seed: int,
+    folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by the configuration's recipe; raises MusemoError without weights."
     seed_everything(seed_for(seed, "vit"))
@@ -199,17 +201,17 @@ def train_model(
     loaders = {split: make_loader(data[split], config) for split in ("train", "val")}
     labels = data["train"].labels if len(data["train"].labels) else data["train"].synthetic_labels
     start_at_mean(model, torch.from_numpy(labels))
-    epochs, best_state = train_vit(model, loaders, config)
+    epochs, best_state = train_vit(model, loaders, config, folder=folder)
     model.load_state_dict(best_state)
     best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
     early = len(epochs) < config.training.epochs
     return model.eval(), {"best_epoch": best, "stopped_early": early, "epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #be2219c8
+# %% ../nbs/11_vit_training.ipynb #145fb351
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
-    model, record = train_model(data, config, seed=config.seed)
+    model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
     dtype = pick_precision(model.head.weight.device, config.precision)

@@ -48,7 +48,11 @@ MAY_IMPORT = {
     "vit": {"config", "readout", "weights"},
     "pretext": {"core", "config", "readout", "vit"},
     "small_training": {"core", "config", "readout", "vit", "dataset", "pretext"},
-    "vit_training": {"core", "config", "vit", "dataset", "small_training"},
+    "activation_cache": {"core", "config", "vit", "dataset"},
+    "vit_training": {
+        *("core", "config", "vit", "dataset"),
+        *("activation_cache", "small_training"),
+    },
     "metrics": set(),
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
@@ -76,6 +80,7 @@ SECOND = {
     "listening",
     "plane",
     "spectrum",
+    "activation_cache",
     "metrics",
     "readout",
     "weights",

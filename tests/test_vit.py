@@ -1,6 +1,7 @@
 """Sections 9 to 11: parts stay apart, weights are never made up, training does what it says."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
+from musemo.activation_cache import (
+    ActivationCache,
+    CachedLoader,
+    CutViT,
+    cut_phase,
+    frozen_blocks,
+    make_store,
+)
 from musemo.core import MusemoError, Run
 from musemo.dataset import EpochSampler, build_loaders, to_pixels
 from musemo.presets import make_config
@@ -20,6 +29,7 @@ from musemo.vit import (
     describe_vit,
     freeze_backbone,
     locate_weights,
+    predict_songs,
     revive_vit,
     unfreeze_last,
     vit_blocks,
@@ -54,6 +64,12 @@ def run(tmp_path):
     marks = np.array([0.95, 0.95, 0.95, -1.0])[:, None, None]
     run.save("synthetic.npy", np.broadcast_to(marks, (4, 128, 64)).astype(np.float16))
     return run
+
+
+def make_noisy(run):
+    "Give the songs sound that differs from window to window."
+    rng = np.random.default_rng(0)
+    run.save("logmel.npy", rng.uniform(-1, 1, (SONGS, 128, 90)).astype(np.float16))
 
 
 def tiny_vit(**options):
@@ -95,8 +111,7 @@ def test_synthetic_windows_of_another_width_are_an_error(run):
 
 
 def test_windows_are_the_same_for_any_number_of_workers(run):
-    rng = np.random.default_rng(0)
-    run.save("logmel.npy", rng.uniform(-1, 1, (SONGS, 128, 90)).astype(np.float16))
+    make_noisy(run)
     epochs = {}
     for workers in (0, 2):
         loader = build_loaders(run, config_of(dataset__workers=workers))["train"]
@@ -242,3 +257,121 @@ def test_the_stage_gives_the_same_bytes_twice_and_wraps_its_errors(run):
     assert first == [run.path(name).read_bytes() for name in names]
     with pytest.raises(MusemoError, match="ways out"):
         fit_vit(run, config_of(vit__weights=str(run.folder)))
+
+
+# Head alone, one block, two, all three: the last phase has nothing to remember.
+THAWING = {"unfreeze": [[3, 1], [5, 2], [7, 3]], "epochs": 8, "patience": 8, "views": 2}
+
+
+def cache_of(model, loaders, config, *, blocks=(), **options):
+    blocks = list(blocks) or [len(vit_blocks(model.backbone)) - frozen_blocks(model)]
+    options |= {"blocks": blocks, "dtype": torch.float32}
+    return ActivationCache(model, loaders, config.training, **options)
+
+
+def train_thawing(run, *, folder=None, on_epoch=None, dropout=0.0, **values):
+    "Train a tiny ViT over the whole schedule: answers, history, rows that the first block saw."
+    settings = {f"training__{k}": v for k, v in (THAWING | values).items()}
+    settings |= {"training__backbone_rate": 0.1, "training__learning_rate": 1e-3}
+    config = config_of(dataset__batch_size=4, **settings)
+    make_noisy(run)
+    loaders = build_loaders(run, config)
+    model = EmotionViT(tiny_vit(hidden_dropout_prob=dropout), dropout=0.1)
+    seen = []
+    vit_blocks(model.backbone)[0].register_forward_hook(lambda *a: seen.append(len(a[1][0])))
+    torch.manual_seed(5)
+    history, _ = train_vit(model, loaders, config, folder=folder, on_epoch=on_epoch)
+    rows = sum(seen)
+    return predict_songs(model, loaders["test"]), history, rows
+
+
+@pytest.mark.parametrize(("precision", "far"), [("float32", 1e-5), ("float16", 2e-3)])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_cache_changes_no_prediction_over_the_whole_schedule(run, precision, far, dropout):
+    plain, history, all_rows = train_thawing(run, cache=False, dropout=dropout)
+    cached, same, rows = train_thawing(run, cache_precision=precision, dropout=dropout)
+    assert np.abs(cached - plain).max() < far
+    for column in ("train_loss", "val_loss"):
+        assert np.allclose([r[column] for r in same], [r[column] for r in history], atol=far)
+    # 10 songs and 3 made windows in 2 views, 3 songs to judge; two epochs learn all.
+    assert all_rows == 8 * (13 + 3)
+    assert rows == 2 * 13 + 3 + 2 * (13 + 3)
+
+
+def test_cache_beyond_its_memory_lies_on_disk_and_leaves_nothing(run, tmp_path):
+    scratch, names = tmp_path / "scratch", []
+    scratch.mkdir()
+    inside, _, _ = train_thawing(run)
+    config = config_of(vit__layers=3, training__cache_mb=0)
+    model, loaders = EmotionViT(tiny_vit()), build_loaders(run, config)
+    freeze_backbone(model)
+    _, batches = cut_phase(cache_of(model, loaders, config, folder=scratch))
+    for cached in batches.values():
+        assert isinstance(cached.store, np.memmap)
+        assert all(len(tokens) == len(labels) for tokens, labels, _ in cached)
+    on_disk, _, _ = train_thawing(
+        run, folder=scratch, cache_mb=0, on_epoch=lambda row: names.extend(os.listdir(scratch))
+    )
+    assert np.array_equal(inside, on_disk)
+    assert names == os.listdir(scratch) == []
+
+
+def test_cache_keeps_the_order_and_counts_its_memory(run):
+    config = config_of(training__views=2)
+    make_noisy(run)
+    model = EmotionViT(tiny_vit()).eval()
+    unfreeze_last(model, 1)
+    plain, loaders = build_loaders(run, config), build_loaders(run, config)
+    part, batches = cut_phase(cache_of(model, loaders, config))
+    plain["train"].sampler.views = 2
+    assert isinstance(batches["train"], CachedLoader) and part.frozen == frozen_blocks(model) == 2
+    for _ in range(3):
+        for (tokens, *theirs), (pixels, *ours) in zip(
+            batches["train"], plain["train"], strict=True
+        ):
+            assert all(a.equal(b) for a, b in zip(theirs, ours, strict=True))
+            assert tokens.dtype == torch.float16
+            assert torch.allclose(part(tokens), part(pixels), atol=2e-3)
+    assert batches["train"].store.nbytes == 2 * 13 * (1 + 4) * 16 * 2  # views, windows, tokens, D
+    freeze_backbone(model)
+    _, batches = cut_phase(cache_of(model, loaders, config))
+    assert batches["train"].store.nbytes == 2 * 13 * 16 * 2  # the class token alone
+
+
+def test_nothing_is_cached_where_all_of_the_network_learns(run):
+    config = config_of()
+    model, loaders = EmotionViT(tiny_vit()), build_loaders(run, config)
+    part, batches = cut_phase(cache_of(model, loaders, config))
+    assert part.frozen == 0 and batches is loaders and loaders["train"].sampler.views == 0
+    pixels = torch.randn(2, 3, 32, 32)
+    assert CutViT(model.eval())(pixels).equal(model(pixels))
+    part(pixels).sum().backward()
+    assert all(weight.grad is not None for weight in model.backbone.embeddings.parameters())
+
+
+def test_a_cache_that_cannot_hold_its_tokens_says_so(run, tmp_path, monkeypatch):
+    config = config_of(training__cache_mb=0)
+    model, loaders = EmotionViT(tiny_vit()), build_loaders(run, config)
+    freeze_backbone(model)
+    model.backbone.embeddings.cls_token.data.fill_(1e6)
+    _, batches = cut_phase(cache_of(model, loaders, config))
+    with pytest.raises(MusemoError, match="set training.cache_precision=float32"):
+        next(iter(batches["train"]))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    with pytest.raises(MusemoError, match="lower training.views or set training.cache=false"):
+        make_store((9, 5, 16), config.training, folder=tmp_path)
+
+
+def test_blocks_that_freeze_again_are_asked_again(run):
+    "After a phase that moved them, tokens of the old weights would be wrong."
+    make_noisy(run)
+    config = config_of(training__cache_precision="float32")
+    model, loaders = EmotionViT(tiny_vit()), build_loaders(run, config)
+    cache = cache_of(model, loaders, config, blocks=[1, 2, 3])
+    for blocks in (1, 2, 1, 3, 1, 0, 2):
+        unfreeze_last(model, blocks)
+        part, batches = cut_phase(cache)
+        right = predict_songs(model, loaders["val"])
+        assert np.abs(predict_songs(part, batches["val"]) - right).max() < 1e-5
+        for weight in model.parameters():  # a step of training
+            weight.data += 0.01 * weight.requires_grad * torch.randn(weight.shape)

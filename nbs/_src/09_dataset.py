@@ -161,7 +161,8 @@ assert data[4][0].equal(data[4][0]) and not data[4][0].equal(data[4 + len(data)]
 # ## The order is an argument too
 #
 # The sampler shuffles with a generator made from the seed and the epoch, and counts epochs
-# itself. Setting `epoch` is all that going on after a break needs.
+# itself. Setting `epoch` is all that going on after a break needs. With `views` the windows come
+# round again while the order stays new: what section 11 caches is looked up by key.
 
 
 # %%
@@ -175,13 +176,15 @@ class EpochSampler(Sampler):
         seed: int,
     ):
         self.items, self.seed, self.epoch = items, seed, 0
+        self.views = 0  # windows that an item shows in turn; 0: another one each epoch
 
     def __len__(self) -> int:
         return self.items
 
     def __iter__(self) -> Iterator[int]:
         rng = torch_rng_for(self.seed, "shuffle", self.epoch)
-        keys = self.epoch * self.items + torch.randperm(self.items, generator=rng)
+        view = self.epoch % self.views if self.views else self.epoch
+        keys = view * self.items + torch.randperm(self.items, generator=rng)
         self.epoch += 1
         return iter(keys.tolist())
 
@@ -191,6 +194,8 @@ sampler = EpochSampler(4, seed=0)
 first, second = list(sampler), list(sampler)
 test_eq((sorted(first), sorted(second)), ([0, 1, 2, 3], [4, 5, 6, 7]))
 test_eq(list(EpochSampler(4, seed=0)), first)
+sampler.epoch, sampler.views = 0, 1
+test_eq([list(sampler), list(sampler)], [first, [key - 4 for key in second]])
 
 
 # %% [markdown]
@@ -255,6 +260,8 @@ def make_loader(
         sampler=EpochSampler(len(data), data.seed) if data.seed is not None else None,
         num_workers=config.dataset.workers,
         pin_memory=torch.cuda.is_available(),
+        # Without one of its own, a loader draws from the generator that drives dropout.
+        generator=torch_rng_for(config.seed, "loader"),
     )
 
 

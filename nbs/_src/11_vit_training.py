@@ -14,9 +14,27 @@
 # Shapes: B batch, N songs, M mel bands, T frames, P patches, D features.
 
 # %%
+#| export activation_cache
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from musemo.config import TrainingConfig
+from musemo.core import MusemoError, autocast
+from musemo.vit import EmotionViT, run_through, vit_blocks
+
+# %%
 #| export
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +42,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
+from musemo.activation_cache import ActivationCache, cut_phase
 from musemo.config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
@@ -51,6 +70,8 @@ from musemo.vit import (
 
 # %%
 #| hide
+import os
+
 from fastcore.test import test_close, test_eq, test_fail
 from torch.utils.data import TensorDataset
 from transformers import ViTConfig, ViTModel
@@ -159,6 +180,298 @@ test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=
 
 
 # %% [markdown]
+# ## Nothing twice: the cut
+#
+# A frozen block answers the same picture alike in every epoch, so there is nothing to gain from
+# asking again. The cut lies below the first block that learns. `CutViT` is the same model on the
+# same weights with a second way in: it takes pictures, or the tokens that reach the cut.
+
+
+# %%
+#| export activation_cache
+def frozen_blocks(model: EmotionViT) -> int:
+    "Count the blocks below the first that learns; none where the embeddings learn as well."
+    parts = [model.backbone.embeddings, *vit_blocks(model.backbone)]
+    learns = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
+    return max([*learns, True].index(True) - 1, 0)
+
+
+# %% [markdown]
+# What is frozen stays in eval mode, with the cache and without it: a dropout in there would give
+# each epoch other tokens, and no cache could be right.
+
+
+# %%
+#| export activation_cache
+class CutViT(nn.Module):
+    "A model cut where its frozen blocks end: takes pixels, or the tokens at the cut."
+
+    def __init__(self, model: EmotionViT):
+        super().__init__()
+        blocks, self.frozen = vit_blocks(model.backbone), frozen_blocks(model)
+        self.model, self.head = model, model.head
+        self.lower = nn.ModuleList([model.backbone.embeddings, *blocks[: self.frozen]])
+        self.upper = nn.ModuleList([*blocks[self.frozen :], model.backbone.layernorm])
+        self.train(model.training)
+
+    def train(self, mode: bool = True) -> "CutViT":
+        "Set the mode of what learns."
+        super().train(mode)
+        self.lower.train(mode and not self.frozen)
+        return self
+
+    def describe(self, inputs: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) or (B, 1 + P, D)
+        "Give the class token, (B, D), of pixels or of tokens at the cut."
+        tokens = run_through(self.lower, inputs) if inputs.ndim == 4 else inputs.float()
+        return run_through(self.upper, tokens)[:, 0]
+
+    def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
+        "Read valence and arousal as the whole model does."
+        return self.model.answer(features)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        "Predict valence and arousal of pixels, or of tokens at the cut."
+        return self.answer(self.describe(inputs))
+
+
+# %% [markdown]
+# Wherever the cut lies, the answer is the plain model's, bit for bit.
+
+# %%
+whole = EmotionViT(ViTModel(tiny, add_pooling_layer=False)).eval()
+pictures = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+for blocks, frozen in ((0, 2), (1, 1), (2, 0)):
+    unfreeze_last(whole, blocks)
+    part = CutViT(whole)
+    test_eq(part.frozen, frozen)
+    for inputs in (pictures, run_through(part.lower, pictures)):
+        test_eq(part(inputs).detach().numpy(), whole(pictures).detach().numpy())
+
+
+# %% [markdown]
+# ## A place for the tokens
+#
+# A window of ViT-B/16 is 197 x 768 numbers, 0.3 MB in half precision. Up to `training.cache_mb`
+# they are kept in memory, beyond it in a file that has no name: it goes when nobody reads it any
+# more, even if the run is killed.
+
+
+# %%
+#| export activation_cache
+def make_store(
+    shape: tuple[int, int, int],  # windows, tokens of each, D
+    config: TrainingConfig,
+    *,
+    used: float = 0,  # MB of memory that are taken already
+    folder: Path | None = None,  # for what memory must not hold; None: the system's
+) -> np.ndarray:
+    "Make room for tokens, in memory or on disk; raises MusemoError where neither has enough."
+    size = math.prod(shape) * np.dtype(config.cache_precision).itemsize / 1e6  # MB
+    if used + size <= config.cache_mb:
+        return np.empty(shape, config.cache_precision)
+    folder = folder or tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 1e6
+    if size > free:
+        raise MusemoError(
+            f"training.cache_mb = {config.cache_mb:g}: the cache needs {size:.0f} MB and {folder} "
+            f"has {free:.0f}; lower training.views or set training.cache=false"
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, config.cache_precision, "w+", shape=shape)
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    small = make_config("full", {"training.cache_mb": 1}).training
+    test_eq(type(make_store((3, 197, 768), small, folder=folder)), np.ndarray)
+    test_eq(type(make_store((3, 197, 768), small, used=0.5, folder=folder)), np.memmap)
+    test_eq(os.listdir(folder), [])
+    test_fail(lambda: make_store((10**12, 197, 768), small), contains="training.cache=false")
+
+
+# %% [markdown]
+# ## A loader that remembers
+#
+# It gives what its loader gives, in the same order, with tokens in the place of pixels. While
+# blocks are frozen an epoch shows one of `training.views` views of the songs, in turn: one is all
+# there is of a whole clip, several keep chance in shorter windows. The first epoch that asks for a
+# view computes it.
+
+
+# %%
+#| export activation_cache
+class CachedLoader:
+    "Batches of tokens at a cut (B, 1 + P, D), labels (B, 2), songs' places (B,)."
+
+    def __init__(
+        self,
+        loader,  # of pixels, or a CachedLoader at a lower cut; its keys are view * items + item
+        lower: nn.ModuleList,  # the frozen modules from there to the cut
+        store: np.ndarray,  # (views * items, 1 + P, D), to be filled
+        *,
+        dtype: torch.dtype,  # of the forward pass
+    ):
+        self.loader, self.lower, self.store, self.dtype = loader, lower, store, dtype
+        self.dataset, self.batch_sampler = loader.dataset, loader.batch_sampler
+        self.seen = {}  # view: labels and places of its items
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return map(self.read, self.batch_sampler)
+
+    def read(self, keys: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "Look up windows of one view; the first to ask has the view computed."
+        view, items = keys[0] // len(self.dataset), np.array(keys) % len(self.dataset)
+        if view not in self.seen:
+            self.seen[view] = fill_view(self, view)
+        labels, places = self.seen[view]
+        return torch.from_numpy(self.store[np.array(keys)]), labels[items], places[items]
+
+
+# %%
+#| export activation_cache
+def in_order(loader, view: int) -> Iterable:
+    "Go once over a view's items, first to last."
+    items = len(loader.dataset)
+    keys = range(view * items, (view + 1) * items)
+    if isinstance(loader, CachedLoader):
+        size = loader.batch_sampler.batch_size
+        return (loader.read(keys[start : start + size]) for start in range(0, items, size))
+    options = {"num_workers": loader.num_workers, "generator": torch.Generator()}
+    return DataLoader(loader.dataset, loader.batch_size, sampler=keys, **options)
+
+
+# %%
+#| export activation_cache
+@torch.no_grad()
+def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Compute a view's tokens, give labels and places; raises MusemoError for an overflow."
+    store, row, notes = cached.store, view * len(cached.dataset), []
+    device = next(cached.lower.parameters()).device
+    for inputs, *note in in_order(cached.loader, view):
+        with autocast(device, cached.dtype):
+            tokens = run_through(cached.lower, inputs.to(device).float())
+        peak = tokens.abs().max().item()
+        if peak > float(np.finfo(store.dtype).max):
+            raise MusemoError(
+                f"training.cache_precision = {store.dtype}: a token's {peak:.0f} does not fit; "
+                "set training.cache_precision=float32"
+            )
+        store[row : row + len(tokens)] = tokens[:, : store.shape[1]].float().cpu().numpy()
+        row, notes = row + len(tokens), [*notes, note]
+    labels, places = map(torch.cat, zip(*notes, strict=True))
+    return labels, places
+
+
+# %% [markdown]
+# Three epochs of six pictures in two batches: the frozen part is asked once for each batch, and
+# what it said comes back.
+
+# %%
+six = DataLoader(TensorDataset(pictures, torch.zeros(6, 2), torch.arange(6)), batch_size=4)
+asked = []
+whole.backbone.embeddings.register_forward_hook(lambda *_: asked.append(1))
+unfreeze_last(whole, 1)
+part, store = CutViT(whole), np.zeros((6, 5, 16), np.float16)
+cached = CachedLoader(six, part.lower, store, dtype=torch.float32)
+answers = [predict_songs(part, cached) for _ in range(3)]
+test_eq(len(asked), 2)
+test_close(answers, [predict_songs(whole, six)] * 3, eps=2e-3)
+
+
+# %% [markdown]
+# ## From phase to phase
+#
+# A block that thaws moves the cut down. Tokens at the lowest cut of the schedule serve all
+# phases: a higher cut is reached from them through the few blocks between, and no picture goes
+# through the lower blocks again. With the head alone only the class token is kept, since above
+# the last block tokens never meet. Where all of the network learns there is nothing to remember.
+
+
+# %%
+#| export activation_cache
+class ActivationCache:
+    "Tokens of all windows at the lowest cut of a training, and at the cut of its phase."
+
+    def __init__(
+        self,
+        model: EmotionViT,
+        loaders: dict[str, DataLoader],  # train and val
+        config: TrainingConfig,
+        *,
+        blocks: list[int],  # last blocks that learn, in each phase
+        dtype: torch.dtype,  # of the forward pass
+        folder: Path | None = None,  # for what memory must not hold; None: the system's
+    ):
+        self.model, self.loaders, self.config = model, loaders, config
+        self.dtype, self.folder = dtype, folder
+        self.depth, self.base = len(vit_blocks(model.backbone)), None
+        cuts = [self.depth - count for count in blocks]
+        self.lowest = min([cut for cut in cuts if cut > 0], default=0)
+
+
+# %%
+#| export activation_cache
+def remember(
+    cache: ActivationCache,
+    loaders: dict,  # train and val: of pixels, or of tokens at a lower cut
+    lower: nn.ModuleList,  # frozen modules from there to the cut
+    *,
+    cut: int,  # blocks below it
+) -> dict[str, CachedLoader]:  # train and val
+    "Make loaders of tokens at a cut, with one store for both."
+    rows = cache.config.views * len(loaders["train"].dataset), len(loaders["val"].dataset)
+    _, tokens, width = cache.model.backbone.embeddings.position_embeddings.shape
+    shape = sum(rows), 1 if cut == cache.depth else tokens, width
+    base = cache.base["train"].store.base if cache.base else None  # of both loaders
+    used = 0 if base is None or isinstance(base, np.memmap) else base.nbytes / 1e6
+    store = make_store(shape, cache.config, used=used, folder=cache.folder)
+    parts = {"train": store[: rows[0]], "val": store[rows[0] :]}
+    return {k: CachedLoader(loaders[k], lower, v, dtype=cache.dtype) for k, v in parts.items()}
+
+
+# %%
+#| export activation_cache
+def cut_phase(
+    cache: ActivationCache,
+) -> tuple[CutViT, dict]:  # the model as it is trained now; its train and val batches
+    "Cut the model where its frozen blocks end now, and give it batches that fit."
+    part, loaders, config = CutViT(cache.model), cache.loaders, cache.config
+    loaders["train"].sampler.views = config.views if part.frozen else 0
+    if part.frozen < cache.lowest:  # what the tokens came through learns now
+        cache.base = None
+    if not (part.frozen and config.cache):
+        return part, loaders
+    cache.lowest = min(cache.lowest, part.frozen)
+    below, between = part.lower[: cache.lowest + 1], part.lower[cache.lowest + 1 :]
+    cache.base = cache.base or remember(cache, loaders, below, cut=cache.lowest)
+    if part.frozen == cache.lowest:
+        return part, cache.base
+    return part, remember(cache, cache.base, between, cut=part.frozen)
+
+
+# %% [markdown]
+# First the head alone, then one block, over two loaders of two batches: four times the embeddings
+# are asked, and never again for the second phase.
+
+# %%
+for precision, far in (("float32", 1e-5), ("float16", 2e-3)):
+    kept = make_config("full", {"training.cache_precision": precision}).training
+    loaders, full_precision = {"train": six, "val": six}, torch.float32
+    cache = ActivationCache(whole, loaders, kept, blocks=[0, 1, 2], dtype=full_precision)
+    right = predict_songs(whole, six)
+    asked.clear()
+    for blocks, tokens in ((0, 1), (1, 5)):
+        unfreeze_last(whole, blocks)
+        part, batches = cut_phase(cache)
+        for loader in (batches["train"], batches["val"]):
+            test_eq(next(iter(loader))[0].shape, (4, tokens, 16))
+            test_close(predict_songs(part, loader), right, eps=far)
+    test_eq(len(asked), 4)
+    unfreeze_last(whole, 2)
+    test_eq(cut_phase(cache)[1], loaders)
+
+
+# %% [markdown]
 # ## One epoch
 #
 # Batch, loss, backward, clip, step. A loss that is no number would poison every weight, so it
@@ -168,8 +481,8 @@ test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=
 # %%
 #| export
 def train_epoch(
-    model: EmotionViT,
-    batches,  # of pixels (B, 3, H, W), labels (B, 2), songs' places (B,)
+    model: nn.Module,  # an EmotionViT, whole or cut
+    batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     cosine: CosineAnnealingLR,
@@ -212,8 +525,8 @@ def train_epoch(
 # %%
 #| export
 def judge_epoch(
-    model: EmotionViT,
-    loader: DataLoader,  # validation songs
+    model: nn.Module,  # an EmotionViT, whole or cut
+    loader,  # of validation songs
     loss_function: nn.Module,
     *,
     dtype: torch.dtype,  # of the forward pass
@@ -245,6 +558,7 @@ def train_vit(
     config: Config,
     *,
     on_epoch: Callable[[dict], None] | None = None,  # called with each epoch's row
+    folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
     settings, device = config.training, model.head.weight.device
@@ -252,25 +566,23 @@ def train_vit(
     loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight).to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
+    blocks = [count for _, count in phases.values()]
+    cache = ActivationCache(model, loaders, settings, blocks=blocks, dtype=dtype, folder=folder)
+    options = {"clip_norm": settings.clip_norm, "dtype": dtype}
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
     for epoch in progress(range(1, settings.epochs + 1), desc="ViT epochs"):
         if epoch in phases:
             left, blocks = phases[epoch]
             steps = left * len(loaders["train"])
             optimizer, cosine = start_phase(model, settings, blocks=blocks, steps=steps)
+            batches = None  # the last phase's cache goes before the next one is made
+            part, batches = cut_phase(cache)
         row = {"epoch": epoch, "trainable": count_trainable(model)}
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
-            model,
-            loaders["train"],
-            loss_function,
-            optimizer,
-            cosine,
-            scaler,
-            clip_norm=settings.clip_norm,
-            dtype=dtype,
+            part, batches["train"], loss_function, optimizer, cosine, scaler, **options
         )
-        row |= judge_epoch(model, loaders["val"], loss_function, dtype=dtype)
+        row |= judge_epoch(part, batches["val"], loss_function, dtype=dtype)
         history.append(row)
         if row["val_loss"] < best["val_loss"]:
             best = row
@@ -308,6 +620,26 @@ answers = torch.from_numpy(predict_songs(model, made))
 test_close(float(loss_function(answers, labels)), best["val_loss"], eps=1e-6)
 
 # %% [markdown]
+# The same schedule with nothing cached asks the frozen part in every epoch, and ends at the same
+# loss: the cache changes the time alone.
+
+# %%
+losses = {}
+for cache in (False, True):
+    torch.manual_seed(0)
+    fresh = EmotionViT(ViTModel(tiny, add_pooling_layer=False), dropout=0.0)
+    start_at_mean(fresh, labels)
+    fresh.backbone.embeddings.register_forward_hook(lambda *_: asked.append(1))
+    asked.clear()
+    changes = {"training.cache": cache, "training.cache_precision": "float32"}
+    rows, _ = train_vit(
+        fresh, {"train": made, "val": made}, make_config("smoke", settings | changes)
+    )
+    losses[cache] = [row["val_loss"] for row in rows]
+    print(f"cache {cache}: the frozen part ran over {len(asked)} batches")
+test_close(losses[True], losses[False], eps=1e-5)
+
+# %% [markdown]
 # A rate of zero gain stops early: with `patience` 1 the second epoch without gain is never
 # trained. A loss that is no number stops with the way out.
 
@@ -340,7 +672,7 @@ from torch import nn
 from musemo.config import Config
 from musemo.core import MusemoError, progress, torch_rng_for
 from musemo.readout import band_statistics, pool_window_tokens
-from musemo.vit import SmallViT, vit_blocks
+from musemo.vit import SmallViT, run_through, vit_blocks
 
 
 # %%
@@ -391,9 +723,7 @@ class Pretext(nn.Module):
         seen, hidden = order.split([self.visible, count - self.visible], dim=1)
         tokens = backbone.embeddings(windows)  # (B, 1 + P, D), the class token first
         tokens = torch.cat([tokens[:, :1], take_patches(tokens[:, 1:], seen)], dim=1)
-        for block in vit_blocks(backbone):
-            tokens = block(tokens)
-        tokens = backbone.layernorm(tokens)
+        tokens = run_through([*vit_blocks(backbone), backbone.layernorm], tokens)
         places = seen[..., None].expand(-1, -1, tokens.shape[2])
         canvas = self.empty.expand(len(windows), count, -1)
         canvas = canvas.scatter(1, places, self.enter(tokens[:, 1:])) + self.position
@@ -593,6 +923,7 @@ def train_model(
     config: Config,
     *,
     seed: int,
+    folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by the configuration's recipe; raises MusemoError without weights."
     seed_everything(seed_for(seed, "vit"))
@@ -607,7 +938,7 @@ def train_model(
     loaders = {split: make_loader(data[split], config) for split in ("train", "val")}
     labels = data["train"].labels if len(data["train"].labels) else data["train"].synthetic_labels
     start_at_mean(model, torch.from_numpy(labels))
-    epochs, best_state = train_vit(model, loaders, config)
+    epochs, best_state = train_vit(model, loaders, config, folder=folder)
     model.load_state_dict(best_state)
     best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
     early = len(epochs) < config.training.epochs
@@ -619,7 +950,7 @@ def train_model(
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
-    model, record = train_model(data, config, seed=config.seed)
+    model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
     dtype = pick_precision(model.head.weight.device, config.precision)
