@@ -34,7 +34,7 @@ test: check  ## everything that CI runs
 check: $(VENV)/.test  ## forms agree, code is clean
 	$(BIN)/python nbs/_build.py check
 	$(BIN)/ruff check nbs musemo tests setup.py
-	$(BIN)/ruff format --check nbs/_build.py nbs/_src musemo/cli.py musemo/pipeline.py musemo/report.py musemo/demo.py tests setup.py
+	$(BIN)/ruff format --check nbs/_build.py nbs/_src musemo/cli.py musemo/pipeline.py musemo/protocol.py musemo/report.py musemo/demo.py tests setup.py
 
 nbs: $(VENV)/.test  ## sources -> notebooks, modules, kernel
 	$(BIN)/ruff format --quiet nbs/_src

@@ -35,6 +35,19 @@ Settings = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|TABLE",
+        help="A folder anywhere above DEAM's annotations, or a .csv with the columns file, "
+        "valence, arousal. Without it the demo music is composed.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET or runs/DATA."),
+]
+Scale = Annotated[str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")]
 
 
 def _configure(preset: str, settings: list[str], **values: str | None) -> Config:
@@ -55,25 +68,21 @@ def _configure(preset: str, settings: list[str], **values: str | None) -> Config
         raise MusemoError(str(error)) from error
 
 
+def _folder(config: Config, preset: str, out: Path | None) -> Path:
+    "Choose a run's folder: the one asked for, or one named like data and preset."
+    if out is not None:
+        return out
+    data = Path(config.data.path).stem
+    return Path("runs") / (f"{data}-{preset}".removesuffix("-demo") if data else preset)
+
+
 @app.command()
 def run(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR|TABLE",
-            help="A folder anywhere above DEAM's annotations, or a .csv with the columns file, "
-            "valence, arousal. Without it the demo music is composed.",
-        ),
-    ] = "",
+    data: Data = "",
     preset: Preset = "demo",
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET or runs/DATA."),
-    ] = None,
+    out: Out = None,
     settings: Settings = (),
-    scale: Annotated[
-        str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")
-    ] = None,
+    scale: Scale = None,
     first: Annotated[
         int | None,
         typer.Option("--from", min=1, max=12, help="Recompute from this section on."),
@@ -94,12 +103,45 @@ def run(
     if quiet:
         os.environ["MUSEMO_QUIET"] = "1"
     config = _configure(preset, settings, path=data, scale=scale)
-    if out is None:
-        data = Path(config.data.path).stem
-        name = f"{data}-{preset}".removesuffix("-demo") if data else preset
-        out = Path("runs") / name
-    index = run_suite(config, out, first=first, only=only)
+    index = run_suite(config, _folder(config, preset, out), first=first, only=only)
     typer.echo(f"report: {index}")
+
+
+@app.command()
+def evaluate(
+    data: Data = "",
+    preset: Preset = "demo",
+    out: Out = None,
+    settings: Settings = (),
+    scale: Scale = None,
+    folds: Annotated[int, typer.Option(min=2, help="Parts that are judged in turn.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often all is done anew.")] = 3,
+    generated: Annotated[
+        bool, typer.Option(help="Train the generator in each fold, too: do its songs help?")
+    ] = True,
+    leakage: Annotated[
+        bool, typer.Option("--leakage", help="Also measure how much leaking protocols flatter.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as many as pay.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Judge the predictor by repeated folds, and whether generated songs help it.
+
+    Each fold trains everything anew on songs that it is not judged by. What is done is kept: the
+    command goes on where it was cut off. The figures of real songs alone come first.
+
+    Example: musemo evaluate --data ~/deam --folds 5 --seeds 3 --no-generated
+    """
+    from musemo.protocol import evaluate_folds, prepare_folds, show_folds
+
+    if quiet:
+        os.environ["MUSEMO_QUIET"] = "1"
+    config = _configure(preset, settings, path=data, scale=scale)
+    arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
+    run, config = prepare_folds(config, _folder(config, preset, out))
+    record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
+    typer.echo(show_folds(record))
+    typer.echo(f"figures: {run.path('folds.json')}")
 
 
 @app.command()

@@ -237,7 +237,7 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #dc54cbaf
+# %% ../nbs/03_data.ipynb #2ba4ffe3
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
@@ -246,9 +246,10 @@ def _split_usable(songs: pd.DataFrame, contents: pd.Series, config: Config) -> p
     usable, data = songs["status"] == "ok", config.data
     shares = {"validation": data.validation, "test": data.test}
     # Two files of one content are one song, whatever they are called.
-    artists = songs["artist"].where(songs["artist"] != "", contents)[usable].tolist()
+    songs["group"] = songs["artist"].where(songs["artist"] != "", contents)
+    groups = songs["group"][usable].tolist()
     try:
-        parts = split_songs(artists, **shares, rng=rng_for(config.seed, "split"))
+        parts = split_songs(groups, **shares, rng=rng_for(config.seed, "split"))
     except MusemoError as error:
         counts = ", ".join(f"{n} {status}" for status, n in songs["status"].value_counts().items())
         raise MusemoError(f"{error}; data.path = {data.path!r} has {counts}") from error
@@ -265,7 +266,7 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     found = dict(zip(there, extract_log_mels([files[i] for i in there], config), strict=True))
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
-    contents = pd.Series({i: where for i, (_, where) in found.items()}, dtype=str)
+    contents = pd.Series({i: Path(where).stem for i, (_, where) in found.items()}, dtype=str)
     songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
     usable = songs.index[songs["status"] == "ok"]
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)

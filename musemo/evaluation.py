@@ -7,7 +7,7 @@ __all__ = ['QUADRANTS', 'song_statistics', 'predict_baselines', 'load_vit', 'pre
            'score_predictions', 'evaluate_vit', 'axis_end', 'plot_scatter', 'plot_shifts', 'plot_errors', 'quadrant_of',
            'plot_quadrants', 'metrics_table', 'say_what_it_is_worth']
 
-# %% ../nbs/12_evaluation.ipynb #1470e9a7
+# %% ../nbs/12_evaluation.ipynb #8f1cef45
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,10 +22,11 @@ from .core import COLORS, MusemoError, Run, load_part, pick_device, rng_for
 from .data import decode, log_mel_of
 from .dataset import WindowDataset, build_loaders
 from .metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from .readout import band_statistics
+from .verdict import RIVALS
+from .readout import band_statistics, boosted_trees, ridge_regression
 from .vit import EmotionViT, predict_songs, revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #624ff180
+# %% ../nbs/12_evaluation.ipynb #3f0b2faf
 def song_statistics(
     log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
     frames: np.ndarray,  # (N,) valid frames
@@ -38,18 +39,21 @@ def song_statistics(
 def predict_baselines(
     train: WindowDataset,
     judged: WindowDataset,
-) -> dict[str, np.ndarray]:  # mean, ridge: (N, 2) on [-1, 1]
-    "Predict songs with the training songs' mean label and with a ridge regression."
+) -> dict[str, np.ndarray]:  # mean, ridge, boosting, both: (N, 2) on [-1, 1]
+    "Predict songs with the training songs' mean label, a ridge, boosted trees, and their mean."
     # Here, not above: predicting a song needs no baseline, and loads a second faster.
-    from sklearn import linear_model, pipeline, preprocessing
+    from sklearn import multioutput, pipeline, preprocessing
 
-    # The penalty is chosen by leave-one-out on the training songs, for each target.
-    ridge = linear_model.RidgeCV(alphas=np.logspace(0, 5, 21), alpha_per_target=True)
-    model = pipeline.make_pipeline(preprocessing.StandardScaler(), ridge)
-    model.fit(song_statistics(train.log_mel, train.frames), train.labels)
-    answers = model.predict(song_statistics(judged.log_mel, judged.frames))
+    boosted = boosted_trees(train.config.small, seed=train.config.seed)
+    rivals = {
+        "ridge": pipeline.make_pipeline(preprocessing.StandardScaler(), ridge_regression()),
+        "boosting": multioutput.MultiOutputRegressor(boosted),
+    }
+    known, asked = (song_statistics(part.log_mel, part.frames) for part in (train, judged))
+    answers = {k: x.fit(known, train.labels).predict(asked) for k, x in rivals.items()}
+    answers["both"] = (answers["ridge"] + answers["boosting"]) / 2
     mean = np.tile(train.labels.mean(axis=0), (len(judged.labels), 1))
-    return {"mean": mean, "ridge": np.clip(answers, -1, 1)}
+    return {"mean": mean} | {k: np.clip(x, -1, 1) for k, x in answers.items()}
 
 # %% ../nbs/12_evaluation.ipynb #46c72890
 def load_vit(run: Run, config: Config) -> EmotionViT:
@@ -107,7 +111,7 @@ def pick_columns(table: pd.DataFrame, name: str = "") -> np.ndarray:  # (N, 2)
     "Take valence and arousal as rated, or as someone predicted them."
     return table[[f"{axis}_{name}".rstrip("_") for axis in ("valence", "arousal")]].to_numpy()
 
-# %% ../nbs/12_evaluation.ipynb #23f99447
+# %% ../nbs/12_evaluation.ipynb #04991215
 def score_predictions(
     test: pd.DataFrame,  # test songs, from predict_parts
     *,
@@ -115,7 +119,7 @@ def score_predictions(
     rng: np.random.Generator,
 ) -> dict:  # valence, arousal -> model, mean, ridge -> metrics; and intervals
     "Score model, mean and ridge on the test songs, with intervals over songs."
-    names = {"model": "predicted", "mean": "mean", "ridge": "ridge"}
+    names = {"model": "predicted"} | {name: name for name in RIVALS}
     predictions = {name: pick_columns(test, column) for name, column in names.items()}
     rated = pick_columns(test)
     points = {name: score_columns(rated, values) for name, values in predictions.items()}
@@ -131,7 +135,7 @@ def score_predictions(
             for metric, values in drawn["model"].items()
         }
         # A difference of errors is steadier than one of R2, whose divisor is redrawn too.
-        for rival in ("mean", "ridge"):
+        for rival in RIVALS:
             gain = drawn[rival]["rmse"][:, i] - drawn["model"]["rmse"][:, i]  # (draws,)
             record[axis][f"rmse_below_{rival}_interval"] = interval_95(gain, len(test))
     return record
@@ -190,11 +194,11 @@ def plot_shifts(
     axes.set(xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]", aspect="equal")
     axes.legend(loc="upper left")
 
-# %% ../nbs/12_evaluation.ipynb #fd363e75
+# %% ../nbs/12_evaluation.ipynb #275ad8b2
 def plot_errors(axes: plt.Axes, error: np.ndarray, floor: np.ndarray, *, title: str) -> None:
     "Draw the histogram of predicted minus rated, (N,), with the mean predictor's as outline."
     bins = np.linspace(-1, 1, 21)
-    axes.hist(error, bins=bins, color=COLORS["model"], label="ViT")
+    axes.hist(error, bins=bins, color=COLORS["model"], label="this model")
     axes.hist(floor, bins=bins, histtype="step", linewidth=1.5, color=COLORS["floor"], label="mean")
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set(title=title, xlabel="predicted - rated [-1, 1]", ylabel="test songs (count)")
@@ -223,16 +227,16 @@ def plot_quadrants(axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray) -> 
     axes.grid(False)
     return counts
 
-# %% ../nbs/12_evaluation.ipynb #cecc6062
+# %% ../nbs/12_evaluation.ipynb #7f3fee10
 def metrics_table(record: dict) -> pd.DataFrame:
     "Lay the metrics out: a row for each of model, mean and ridge, and the model's interval."
-    shown = {"model": "ViT", "ridge": "ridge on statistics", "mean": "mean predictor"}
+    shown = {"model": "this model"} | RIVALS
     rows = {}
     for axis in ("valence", "arousal"):
         for name, label in shown.items():
             scores = record[axis][name]
             rows[axis, label] = {k: "-" if v is None else f"{v:.3f}" for k, v in scores.items()}
-        rows[axis, "ViT, 95 %"] = {
+        rows[axis, "this model, 95 %"] = {
             k: f"{v[0]:.2f} .. {v[1]:.2f}" if v else "-"
             for k, v in record[axis]["model_interval"].items()
         }
@@ -248,11 +252,11 @@ def say_what_it_is_worth(record: dict) -> str:
         return text + "So few songs judge nothing: read the figures as a check that all parts work."
     for axis in ("valence", "arousal"):
         verdicts = []
-        for rival, words in (("mean", "the mean predictor"), ("ridge", "ridge")):
+        for rival, words in RIVALS.items():
             low, high = record[axis][f"rmse_below_{rival}_interval"]
             verdict = (
                 "better than" if low > 0 else "worse than" if high < 0 else "no different from"
             )
-            verdicts.append(f"{verdict} {words} (RMSE lower by {low:.2f} .. {high:.2f})")
+            verdicts.append(f"{verdict} the {words} (RMSE lower by {low:.2f} .. {high:.2f})")
         text += f"{axis.capitalize()}: {', '.join(verdicts)}. "
     return text + "Intervals are 95 % over songs; another seed or split moves the figures too."

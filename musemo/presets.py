@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #df38ff8a
+# %% ../nbs/02_config.ipynb #b19a9db7
 _scratch = {
     "vit.weights": "scratch",
     "vit.patch": 8,
@@ -26,7 +26,6 @@ PRESETS = {
     "kaggle": {"gan.frames": 1292, "synthesis.songs": 1600, "dataset.workers": 2},
     "demo": _scratch
     | {
-        "audio.clip_seconds": 20.0,
         "generators": ["residual", "flow"],
         "gan.epochs": 6,
         "gan.windows_per_song": 3,

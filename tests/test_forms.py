@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "listening": {"core", "config", "audio"},
     "plane": {"core", "config", "audio", "listening"},
     "dataset": {"core", "config", "data"},
-    "readout": set(),
+    "readout": {"config"},
     "weights": set(),
     "vit": {"config", "readout", "weights"},
     "pretext": {"core", "config", "readout", "vit"},
@@ -54,12 +54,13 @@ MAY_IMPORT = {
         *("activation_cache", "small_training"),
     },
     "metrics": set(),
+    "verdict": {"metrics"},
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
-        *("readout", "vit", "dataset", "metrics"),
+        *("readout", "vit", "dataset", "metrics", "verdict"),
     },
 }
-BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "report", "demo"}
+BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "protocol", "report", "demo"}
 SECOND = {
     "settings",
     "vit_settings",
@@ -82,6 +83,7 @@ SECOND = {
     "spectrum",
     "activation_cache",
     "metrics",
+    "verdict",
     "readout",
     "weights",
     "pretext",

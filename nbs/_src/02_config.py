@@ -171,6 +171,7 @@ class DataConfig(Section):
     labels: Literal["corrected", "published"] = setting("corrected", "-", "DEAM's exchanged labels")
     validation: Fraction = setting(0.15, "share", "songs that choose the best epoch")
     test: Fraction = setting(0.2, "share", "songs that judge", SPEC)
+    raters: int = setting(10, "people", "who rated each song, for the noise ceiling", "DEAM", ge=1)
     min_seconds: float = setting(3.0, "s", "shorter songs are left out", gt=0)
     workers: int = setting(0, "processes", "for decoding; 0: as many as pay", ge=0)
     cache: str = setting("~/.cache/musemo", "path", "decoded log-mels, by content and settings")
@@ -537,7 +538,6 @@ PRESETS = {
     "kaggle": {"gan.frames": 1292, "synthesis.songs": 1600, "dataset.workers": 2},
     "demo": _scratch
     | {
-        "audio.clip_seconds": 20.0,
         "generators": ["residual", "flow"],
         "gan.epochs": 6,
         "gan.windows_per_song": 3,

@@ -42,8 +42,11 @@ from musemo.weights import WeightsError, locate_weights, read_backbone, read_nor
 
 # %%
 #| export readout
+import numpy as np
 import torch
 from torch import nn
+
+from musemo.config import SmallConfig
 
 # %%
 #| hide
@@ -169,6 +172,45 @@ def pool_window_tokens(tokens: torch.Tensor) -> torch.Tensor:  # (B, 1 + P, D) -
 busy = torch.tensor([0.0, 0.5]).repeat(1, 1, 16, 5)  # (1, 1, 16, 10)
 test_close(band_statistics(busy)[0, [0, 8, 16]].numpy(), [0.25, 0.25, 0.45], eps=1e-6)
 test_eq(pool_window_tokens(torch.ones(2, 5, 4)).shape, (2, 12))
+
+
+# %% [markdown]
+# The two plain regressions are scikit-learn's. Leave-one-out on the training songs chooses the
+# ridge's penalty, for each target.
+
+
+# %%
+#| export readout
+def ridge_regression():
+    "Make scikit-learn's ridge regression, unfitted."
+    from sklearn.linear_model import RidgeCV  # here: predicting a song needs no fit
+
+    return RidgeCV(alphas=np.logspace(0, 5, 21), alpha_per_target=True)
+
+
+def boosted_trees(small: SmallConfig, *, seed: int):
+    "Make scikit-learn's boosted trees of one target, unfitted (Friedman 2001)."
+    from sklearn.ensemble import GradientBoostingRegressor  # here: predicting needs no fit
+
+    return GradientBoostingRegressor(
+        n_estimators=small.trees,
+        learning_rate=small.tree_rate,
+        max_depth=small.tree_depth,
+        subsample=small.tree_songs,
+        min_samples_leaf=small.tree_leaf,
+        max_features="sqrt",
+        random_state=seed,
+    )
+
+
+# %%
+rows = np.random.default_rng(0).normal(size=(80, 3))
+curved = rows[:, 0] + rows[:, 1] ** 2
+fits = [
+    regression.fit(rows[:60], curved[:60]).score(rows[60:], curved[60:])
+    for regression in (ridge_regression(), boosted_trees(make_config("full").small, seed=0))
+]
+assert fits[0] < fits[1]  # a line cannot bend
 
 
 # %% [markdown]

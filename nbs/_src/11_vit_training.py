@@ -826,10 +826,8 @@ from musemo.config import Config
 from musemo.core import seed_for
 from musemo.dataset import WindowDataset, make_loader
 from musemo.pretext import warm_up
-from musemo.readout import plant_trees
+from musemo.readout import boosted_trees, plant_trees, ridge_regression
 from musemo.vit import SmallViT, describe_songs
-
-RIDGE_PENALTIES = np.logspace(0, 5, 21)
 
 
 def fit_readout(
@@ -842,24 +840,15 @@ def fit_readout(
     seed: int,
 ) -> None:
     "Fit the model's line and trees to described songs."
-    # Here, not above: predicting a song needs no fit, and loads a second faster.
-    from sklearn import ensemble, linear_model
-
-    small, own = config.small, weights == weights.max()
+    own = weights == weights.max()  # the scale is that of real songs
     centre, spread = features[own].mean(0), features[own].std(0)
     spread = np.where(spread > 1e-6, spread, np.inf)  # what never varies says nothing
-    ridge = linear_model.RidgeCV(alphas=RIDGE_PENALTIES, alpha_per_target=True)
+    ridge = ridge_regression()
     ridge.fit((features - centre) / spread, labels, sample_weight=weights)
     boosted = [
-        ensemble.GradientBoostingRegressor(
-            n_estimators=small.trees,
-            learning_rate=small.tree_rate,
-            max_depth=small.tree_depth,
-            subsample=small.tree_songs,
-            min_samples_leaf=small.tree_leaf,
-            max_features="sqrt",
-            random_state=seed_for(seed, "trees", i),
-        ).fit(features, labels[:, i], sample_weight=weights)
+        boosted_trees(config.small, seed=seed_for(seed, "trees", i)).fit(
+            features, labels[:, i], sample_weight=weights
+        )
         for i in range(2)
     ]
     device, plain = model.head.weight.device, {"dtype": torch.float32}

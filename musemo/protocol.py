@@ -1,0 +1,215 @@
+"""Repeated folds: each fold is a run of its own, judged on songs that nothing in it has seen."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import delayed
+
+from musemo.annotations import LABELS
+from musemo.config import Config
+from musemo.core import MusemoError, Run, load_part, pick_device, rng_for, seed_for
+from musemo.data import run_jobs
+from musemo.dataset import WindowDataset, load_synthetic, make_loader
+from musemo.evaluation import predict_baselines
+from musemo.pipeline import SECTIONS, Stage, prepare_run
+from musemo.presets import read_config
+from musemo.verdict import (
+    ARMS,
+    RIVALS,
+    compare_arms,
+    deal_folds,
+    folds_tables,
+    noise_ceiling,
+    score_folds,
+)
+from musemo.vit import predict_songs
+from musemo.vit_training import train_model
+
+DRAWS = 1000  # of the bootstrap
+
+
+def fold_config(config: Config, seed: int, fold: int) -> Config:
+    "Give a fold a seed of its own and one generator, chosen before anything is judged."
+    tree, name = config.model_dump(mode="json"), config.synthesis.generator
+    if name == "best":
+        name = "flow" if "flow" in config.generators else config.generators[-1]
+    tree["seed"] = seed_for(config.seed, "fold", seed, fold)
+    tree["generators"], tree["synthesis"]["generator"] = [name], name
+    return read_config(tree)
+
+
+def make_run(folder: Path, songs: pd.DataFrame, log_mel: Path) -> Run:
+    "Lay out a run of other parts on the same spectrograms, which are linked and not copied."
+    run = Run(folder)
+    run.save("songs.csv", songs)
+    if not run.has("logmel.npy"):
+        try:
+            os.link(log_mel, run.path("logmel.npy"))
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(log_mel, run.path("logmel.npy"))
+    return run
+
+
+def make_fold(run: Run, config: Config, seed: int, fold: int, folds: int) -> Run:
+    "Lay out a fold: one part to judge, the others to train (and, by the spec, to stop by)."
+    songs = run.load("songs.csv")
+    usable = songs["status"] == "ok"
+    groups = songs["group"][usable].astype(str).tolist()
+    dealt = deal_folds(groups, folds, rng_for(config.seed, "folds", folds, seed))
+    parts = np.full(len(dealt), "train", dtype=object)
+    if config.training.recipe == "spec":
+        parts[dealt == (fold + 1) % folds] = "val"
+    parts[dealt == fold] = "test"
+    songs["split"] = ""
+    songs.loc[usable, "split"] = parts
+    folder = run.path(f"folds/{folds}-seed{seed}-fold{fold}")
+    return make_run(folder, songs, run.path("logmel.npy"))
+
+
+def make_generated(fold: Run, config: Config, *, leaky: bool = False) -> Run:
+    "Train the generator on a fold's training songs, or on all of them, and draw songs."
+    if leaky:
+        songs = fold.load("songs.csv")
+        songs.loc[songs["split"] != "", "split"] = "train"
+        fold = make_run(fold.path("leaky"), songs, fold.path("logmel.npy"))
+    name, made = config.generators[0], ("synthetic.npy", "synthetic.csv")
+    training = next(s for s in SECTIONS[4].all_stages if s.generator == name)
+    for stage in (training, Stage("synthesis:synthesize", made)):
+        if not fold.has(*stage.artifacts):
+            stage.make(fold, config)
+    return fold
+
+
+def read_fold(fold: Run, config: Config, arm: str) -> dict[str, WindowDataset]:
+    "Read what an arm learns from, and the songs that judge it."
+    songs, log_mel = load_part(fold, "train")
+    options = {"seed": seed_for(config.seed, "dataset")}
+    if arm != "model":
+        source = make_generated(fold, config, leaky=arm == "leaky")
+        options["synthetic"], options["synthetic_labels"] = load_synthetic(source, config.window)
+    if arm == "generated":
+        songs, log_mel = songs[:0], log_mel[:0]
+    data = {"train": WindowDataset(songs, log_mel, config, **options)}
+    if config.training.recipe == "spec":
+        data["val"] = WindowDataset(*load_part(fold, "val"), config)
+    return data | {"test": WindowDataset(*load_part(fold, "test"), config)}
+
+
+def answer_fold(fold: Run, config: Config, arm: str) -> None:
+    "Train an arm on a fold and write its answers for the judged songs, ARM.csv."
+    data = read_fold(fold, config, arm)
+    model, _ = train_model(data, config, seed=config.seed, folder=fold.folder)
+    answers = predict_songs(model, make_loader(data["test"], config)).astype(float).round(6)
+    table = pd.DataFrame(answers, columns=LABELS)
+    fold.save(f"{arm}.csv", table.assign(song_id=data["test"].songs["song_id"]))
+
+
+def answer_baselines(fold: Run, config: Config) -> None:
+    "Write what the rivals answer; they need no songs to stop by and learn from these as well."
+    parts = [load_part(fold, name) for name in ("train", "val")]
+    songs = pd.concat([table for table, _ in parts], ignore_index=True)
+    known = WindowDataset(songs, np.concatenate([array for _, array in parts]), config)
+    judged = WindowDataset(*load_part(fold, "test"), config)
+    for name, answers in predict_baselines(known, judged).items():
+        table = pd.DataFrame(answers.astype(float).round(6), columns=LABELS)
+        fold.save(f"{name}.csv", table.assign(song_id=judged.songs["song_id"]))
+
+
+def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, threads: int):
+    "Make one arm's answers on one fold, where they are not there yet."
+    torch.set_num_threads(threads)
+    seed, fold, _ = place
+    config, fold = fold_config(config, seed, fold), make_fold(run, config, *place)
+    if not fold.has("both.csv"):
+        answer_baselines(fold, config)
+    if not fold.has(f"{arm}.csv"):
+        answer_fold(fold, config, arm)
+
+
+def read_answers(run: Run, arm: str, songs: pd.DataFrame, folds: int, seeds: int) -> list:
+    "Read an arm's answers of each seed, in the order of the songs: (N, 2) each."
+    answers = []
+    for seed in range(seeds):
+        tables = [run.load(f"folds/{folds}-seed{seed}-fold{f}/{arm}.csv") for f in range(folds)]
+        whole = pd.concat(tables).set_index("song_id")
+        answers.append(whole.loc[songs["song_id"], LABELS].to_numpy())
+    return answers
+
+
+def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str]) -> dict:
+    "Score the arms that are there, compare them pairwise, and write folds.json."
+    songs = run.load("songs.csv")
+    songs = songs[songs["status"] == "ok"].reset_index(drop=True)
+    rated, spread = songs[LABELS].to_numpy(), songs[[f"{x}_std" for x in LABELS]].to_numpy()
+    names = [*RIVALS, *arms]
+    answers = {name: read_answers(run, name, songs, folds, seeds) for name in names}
+    options = {"draws": DRAWS, "rng": rng_for(config.seed, "verdict")}
+    scores = score_folds(rated, answers, **options).reset_index()
+    pairs = [("model", rival) for rival in RIVALS]
+    pairs += [(arm, "model") for arm in arms if arm != "model"]
+    pairs += [("leaky", "augmented")] if "leaky" in arms else []
+    record = {
+        "songs": len(songs),
+        "folds": folds,
+        "seeds": seeds,
+        "recipe": config.training.recipe,
+        "generator": fold_config(config, 0, 0).generators[0],
+        "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
+        "gains": [
+            {"who": one, "over": other}
+            | compare_arms(rated, answers[one], answers[other], **options)
+            for one, other in pairs
+        ],
+        "ceiling": noise_ceiling(rated, spread, config.data.raters),
+        "units": {
+            "mae, rmse": "on [-1, 1]; times 4 on 1-9",
+            "r2, ccc, r": "1 is perfect; mean over seeds, each over all songs",
+            "r2_seeds": "standard deviation over seeds",
+            "interval": "95 %, songs redrawn with replacement",
+        },
+    }
+    run.save("folds.json", record)
+    return record
+
+
+def prepare_folds(config: Config, out: Path) -> tuple[Run, Config]:
+    "Open a run and make what the folds need of it: songs and spectrograms."
+    run, config, _ = prepare_run(config, out, first=None, only=None)
+    for section in SECTIONS[:3]:
+        for stage in section.stages(config):
+            if not run.has(*stage.artifacts):
+                stage.make(run, config)
+    return run, config
+
+
+def evaluate_folds(
+    run: Run,  # with songs.csv and logmel.npy
+    config: Config,
+    *,
+    folds: int,
+    seeds: int,
+    arms: list[str],  # of ARMS, beside the rivals
+    workers: int = 0,  # processes; 0: one for each core on a CPU, one on a GPU
+) -> dict:  # the content of folds.json
+    "Train and judge each arm on each fold of each seed; goes on where it was cut off."
+    if folds < 2 or seeds < 1:
+        raise MusemoError(f"--folds {folds} --seeds {seeds}: needed are 2 folds and 1 seed or more")
+    on_cpu = pick_device(config.device).type == "cpu"
+    workers = workers or (os.cpu_count() if on_cpu else 1)
+    threads = max(1, os.cpu_count() // workers)
+    places = [(seed, fold, folds) for seed in range(seeds) for fold in range(folds)]
+    for i, arm in enumerate(arms):
+        jobs = (delayed(judge_fold)(run, config, place, arm, threads) for place in places)
+        run_jobs(jobs, workers=workers, desc=ARMS[arm], total=len(places))
+        record = summarize(run, config, folds, seeds, arms[: i + 1])
+    return record
+
+
+def show_folds(record: dict) -> str:
+    "Lay out folds.json for a terminal: figures, gains and the verdict."
+    figures, gains, words = folds_tables(record)
+    return "\n\n".join([figures.to_string(), gains.to_string(index=False), words])

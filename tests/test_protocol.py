@@ -1,0 +1,148 @@
+"""Repeated folds: nothing judged is seen, nothing is done twice, the verdict is the interval's."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from musemo import protocol
+from musemo.cli import app
+from musemo.core import MusemoError, Run, load_part
+from musemo.presets import make_config
+from musemo.protocol import evaluate_folds, fold_config, make_fold, make_generated, read_fold
+from musemo.verdict import compare_arms, deal_folds, folds_tables, noise_ceiling
+from tests.test_small import SMALL, made_songs
+
+TINY = SMALL | {"flow.steps": 3, "flow.draw_steps": 2, "synthesis.songs": 6, "gan.samples": 8}
+TINY |= {"gan.frames": 64, "generators": ["gan", "flow"], "flow.channels": [8, 16, 16]}
+
+
+def config_of(**values):
+    return make_config("smoke", TINY | {k.replace("__", "."): v for k, v in values.items()})
+
+
+def write_run(folder, count=20):
+    run = Run(folder)
+    songs, log_mel = made_songs(count)
+    songs["status"], songs["group"] = "ok", [f"artist {i // 2}" for i in range(count)]
+    songs["valence_std"], songs["arousal_std"] = 0.2, 0.3
+    run.save("songs.csv", songs)
+    run.save("logmel.npy", log_mel)
+    return run
+
+
+def test_folds_part_all_songs_and_no_artist(tmp_path):
+    run, config = write_run(tmp_path), config_of()
+    judged = []
+    for fold in range(3):
+        songs = make_fold(run, config, 0, fold, 3).load("songs.csv")
+        parts = songs.groupby("split")["group"].agg(set)
+        assert not parts["train"] & parts["test"] and set(parts.index) == {"train", "test"}
+        judged += songs.loc[songs["split"] == "test", "song_id"].tolist()
+    assert sorted(judged) == list(range(20))
+    spec = config_of(**{"training__recipe": "spec"})
+    songs = make_fold(run, spec, 0, 0, 3).load("songs.csv")
+    assert set(songs["split"]) == {"train", "val", "test"}
+    other = make_fold(run, config, 1, 0, 3).load("songs.csv")
+    assert not other["split"].equals(make_fold(run, config, 0, 0, 3).load("songs.csv")["split"])
+
+
+def test_groups_are_dealt_evenly():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 200).astype(str).tolist()
+    fold = deal_folds(groups, 5, rng)
+    assert np.ptp(np.bincount(fold)) <= 2
+    assert all(
+        len({f for g, f in zip(groups, fold, strict=True) if g == name}) == 1 for name in groups
+    )
+
+
+def test_nothing_of_the_judged_songs_reaches_model_or_generator(tmp_path):
+    "Judged songs with other sounds and other labels: the same generator, the same songs drawn."
+    config = fold_config(config_of(), 0, 0)
+    assert config.generators == ("flow",)
+    drawn, learnt = [], []
+    for i, change in enumerate((False, True)):
+        run = write_run(tmp_path / str(i))
+        if change:
+            fold = make_fold(run, config, 0, 0, 4)
+            songs, log_mel = run.load("songs.csv"), np.array(run.load("logmel.npy"))
+            judged = fold.load("songs.csv")["split"] == "test"
+            songs.loc[judged, ["valence", "arousal"]] = 0.9
+            log_mel[songs["row"][judged]] = 0.5
+            fold.path("logmel.npy").unlink()
+            run.save("songs.csv", songs)
+            run.save("logmel.npy", log_mel)
+        fold = make_fold(run, config, 0, 0, 4)
+        made = make_generated(fold, config)
+        drawn.append(made.path("synthetic.npy").read_bytes())
+        train = read_fold(fold, config, "augmented")["train"]
+        learnt.append((train.songs["song_id"].tolist(), np.array(train.log_mel).tobytes()))
+    assert drawn[0] == drawn[1] and learnt[0] == learnt[1]
+    leaky = make_generated(fold, config, leaky=True)
+    assert len(load_part(leaky, "train")[0]) == 20
+    assert leaky.path("synthetic.npy").read_bytes() != drawn[1]
+
+
+def test_folds_are_judged_kept_and_summed_up(tmp_path, monkeypatch):
+    run, config = write_run(tmp_path), config_of()
+    arms = ["model", "augmented", "generated", "leaky"]
+    options = {"folds": 2, "seeds": 2, "workers": 1}
+    record = evaluate_folds(run, config, arms=arms, **options)
+    text = run.path("folds.json").read_text()
+    assert json.loads(text) == record
+    assert len(record["scores"]) == 2 * (4 + len(arms))
+    pairs = {(gain["who"], gain["over"]) for gain in record["gains"]}
+    assert {("model", "both"), ("augmented", "model"), ("leaky", "augmented")} <= pairs
+    figures, gains, words = folds_tables(record)
+    assert len(figures) == len(record["scores"]) and len(gains) == len(pairs)
+    assert "20 songs, 2 folds x 2 seeds" in words and "Adding songs of the flow" in words
+
+    def again(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(protocol, "train_model", again)
+    evaluate_folds(run, config, arms=arms, **options)
+    assert run.path("folds.json").read_text() == text
+    run.path("folds/2-seed0-fold1/model.csv").unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+        evaluate_folds(run, config, arms=arms, **options)
+
+
+def test_a_verdict_needs_an_interval_off_zero():
+    rng = np.random.default_rng(0)
+    rated = rng.uniform(-1, 1, (120, 2))
+    good, bad = (rated + rng.normal(0, s, rated.shape) for s in (0.2, 0.5))
+    options = {"draws": 200, "rng": rng}
+    for one, other, verdict in ((good, bad, "helps"), (bad, good, "does not help")):
+        told = compare_arms(rated, [one], [other], **options)
+        assert {told[axis]["verdict"] for axis in told} == {verdict}
+    told = compare_arms(rated, [good], [good + 1e-9], **options)
+    assert told["valence"]["verdict"] == "cannot be told" or told["valence"]["r2_gain"] < 1e-6
+    assert compare_arms(rated[:3], [good[:3]], [bad[:3]], **options)["valence"]["verdict"] == (
+        "cannot be told"
+    )
+
+
+def test_the_ceiling_falls_with_the_raters_disagreement():
+    rated = np.random.default_rng(0).normal(0, 0.3, (500, 2))
+    r2 = [noise_ceiling(rated, np.full((500, 2), s), 10)["valence"]["r2"] for s in (0.0, 0.3, 2.0)]
+    assert r2[0] == 1 and r2[2] == 0 and r2[1] == pytest.approx(0.9, abs=0.02)
+    assert noise_ceiling(rated, np.full((500, 2), np.nan), 10)["valence"]["r2"] is None
+
+
+def test_too_few_folds_are_refused(tmp_path):
+    run = write_run(tmp_path)
+    with pytest.raises(MusemoError, match="2 folds and 1 seed"):
+        evaluate_folds(run, config_of(), folds=1, seeds=1, arms=["model"])
+
+
+def test_the_command_judges_and_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--set={k}={json.dumps(v) if isinstance(v, list) else v}" for k, v in TINY.items()]
+    command = ["evaluate", "--preset", "smoke", "--folds", "2", "--seeds", "1", "--no-generated"]
+    result = CliRunner().invoke(app, [*command, *settings, "--set", "data.demo_songs=12"])
+    assert result.exit_code == 0, result.output
+    assert "this model, real songs" in result.output and "folds.json" in result.output
+    assert (tmp_path / "runs/smoke/folds.json").is_file()
