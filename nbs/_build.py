@@ -133,7 +133,14 @@ def check(root: Path) -> list[str]:
     "Name the built files that are not what the sources give."
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
-        hand_written = ("cli.py", "pipeline.py", "report.py", "demo.py", "__main__.py")
+        hand_written = (
+            "cli.py",
+            "pipeline.py",
+            "protocol.py",
+            "report.py",
+            "demo.py",
+            "__main__.py",
+        )
         shutil.copytree(root / "nbs/_src", fresh / "nbs/_src")
         (fresh / "musemo").mkdir()
         (fresh / "kaggle").mkdir()
