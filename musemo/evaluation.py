@@ -7,7 +7,7 @@ __all__ = ['QUADRANTS', 'song_statistics', 'predict_baselines', 'load_vit', 'pre
            'score_predictions', 'evaluate_vit', 'axis_end', 'plot_scatter', 'plot_shifts', 'plot_errors', 'quadrant_of',
            'plot_quadrants', 'metrics_table', 'say_what_it_is_worth']
 
-# %% ../nbs/12_evaluation.ipynb #8f1cef45
+# %% ../nbs/12_evaluation.ipynb #9ca79f76
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,8 @@ from .data import decode, log_mel_of
 from .dataset import WindowDataset, build_loaders
 from .metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
 from .verdict import RIVALS
-from .readout import band_statistics, boosted_trees, ridge_regression
+from .descriptors import band_statistics
+from .readout import boosted_trees, ridge_regression
 from .vit import EmotionViT, predict_songs, revive_vit
 
 # %% ../nbs/12_evaluation.ipynb #3f0b2faf

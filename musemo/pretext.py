@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'to_columns', 'take_patches', 'Pretext', 'warm_up']
 
-# %% ../nbs/11_vit_training.ipynb #d2016c0d
+# %% ../nbs/11_vit_training.ipynb #5de9e5d4
 from itertools import islice
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 
 from .config import Config
 from .core import MusemoError, progress, torch_rng_for
-from .readout import band_statistics, pool_window_tokens
+from .descriptors import band_statistics
+from .readout import pool_window_tokens
 from .vit import SmallViT, run_through, vit_blocks
 
 # %% ../nbs/11_vit_training.ipynb #8f99ce43

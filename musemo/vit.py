@@ -7,7 +7,7 @@ __all__ = ['EmotionViT', 'start_at_mean', 'SmallViT', 'scratch_backbone', 'build
            'describe_songs', 'predict_songs', 'vit_blocks', 'run_through', 'freeze_backbone', 'unfreeze_last',
            'count_trainable', 'parameter_groups']
 
-# %% ../nbs/10_vit.ipynb #08b41714
+# %% ../nbs/10_vit.ipynb #b4578d9c
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +17,14 @@ import transformers
 from torch import nn
 
 from .config import Config
-from .readout import Trees, band_statistics, pool_window_tokens
+from musemo.descriptors import (
+    band_statistics,
+    harmony_statistics,
+    pitch_classes,
+    rhythm_statistics,
+    tempo_lags,
+)
+from .readout import Trees, pool_window_tokens
 from .weights import WeightsError, locate_weights, read_backbone, read_normalisation
 
 # %% ../nbs/10_vit.ipynb #03a63e0d
@@ -62,23 +69,36 @@ def start_at_mean(
         model.head.weight.zero_()
         model.head.bias.copy_(torch.as_tensor(labels).float().mean(dim=0))
 
-# %% ../nbs/10_vit.ipynb #67e8f80b
+# %% ../nbs/10_vit.ipynb #4e58019e
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
 
-    def __init__(self, backbone: nn.Module, *, trees: dict | None = None, **options):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        tempi: int,  # at which onsets may repeat
+        trees: dict | None = None,  # the size of Trees
+        **options,  # of EmotionViT
+    ):
         super().__init__(backbone, **options)
         bands, _ = backbone.config.image_size
-        size = 3 * backbone.config.hidden_size + 3 * bands // 2
+        size = 3 * backbone.config.hidden_size + 3 * bands // 2 + (tempi + 4) + 17
         self.head = nn.Linear(size, 2)
+        self.register_buffer("lags", torch.ones(tempi, dtype=torch.long))
+        self.register_buffer("classes", torch.zeros(12, bands))
+        self.register_buffer("decibels", torch.tensor(100.0))
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3 * D + 3 * M / 2)
-        "Join what the tokens say of windows with their statistics."
+    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
+        "Join what the tokens say of windows with their statistics, the tokens first."
         tokens = self.backbone(pixel_values=pixels).last_hidden_state
-        return torch.cat([pool_window_tokens(tokens), band_statistics(pixels)], dim=1)
+        parts = [pool_window_tokens(tokens), band_statistics(pixels)]
+        parts += [rhythm_statistics(pixels, self.lags)]
+        parts += [harmony_statistics(pixels, self.classes, self.decibels)]
+        return torch.cat(parts, dim=1)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:
         "Read valence and arousal by a line, averaged with trees where there are some."
@@ -107,7 +127,7 @@ def scratch_backbone(config: Config) -> nn.Module:
         add_pooling_layer=False,
     )
 
-# %% ../nbs/10_vit.ipynb #65ff6d32
+# %% ../nbs/10_vit.ipynb #96c6a236
 def build_vit(
     config: Config,
     *,
@@ -116,8 +136,13 @@ def build_vit(
     "Build the model with the weights that vit.weights names; raises WeightsError without them."
     size, dropout = config.dataset.image_size, config.vit.dropout
     if config.vit.weights == "scratch":
-        kind = SmallViT if config.training.recipe == "small" else EmotionViT
-        return kind(scratch_backbone(config), dropout=dropout)
+        if config.training.recipe == "spec":
+            return EmotionViT(scratch_backbone(config), dropout=dropout)
+        model = SmallViT(scratch_backbone(config), dropout=dropout, tempi=config.small.tempi)
+        model.lags[:] = tempo_lags(config.audio, config.small)
+        model.classes[:] = pitch_classes(config.audio, config.small)
+        model.decibels.fill_(config.audio.db_max - config.audio.db_min)
+        return model
     folder, source = locate_weights(config.vit.weights, kaggle)
     backbone = read_backbone(folder)
     if backbone.config.image_size != size:
@@ -128,7 +153,7 @@ def build_vit(
     mean, std = read_normalisation(folder)
     return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
 
-# %% ../nbs/10_vit.ipynb #93c59182
+# %% ../nbs/10_vit.ipynb #3ea6c75c
 def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     "Describe a model, so that `revive_vit` can build it again around its weights."
     backbone = model.backbone.config.to_diff_dict()
@@ -137,6 +162,7 @@ def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     parts = {"mean": list(model.mean), "std": list(model.std), "recipe": "spec"}
     if isinstance(model, SmallViT):
         parts |= {"recipe": "small", "trees": model.trees.size if model.trees else None}
+        parts["tempi"] = len(model.lags)
     return {"source": model.source, "dropout": model.dropout.p, "backbone": plain} | parts
 
 

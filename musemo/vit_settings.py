@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from .settings import ORIGINAL, SPEC, Fraction, Section, setting
 
-# %% ../nbs/02_config.ipynb #6ed0f452
+# %% ../nbs/02_config.ipynb #0929c2ce
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
@@ -54,6 +54,11 @@ class SmallConfig(Section):
     warm_up: Fraction = setting(0.1, "share", "of the steps, in which the rate rises")
     clip_norm: float = setting(1.0, "norm", "gradient clipping", gt=0)
     hidden_share: Fraction = setting(0.6, "share", "of a window's patches, to be guessed")
+    tempi: int = setting(16, "tempi", "at which onsets may repeat", ge=1)
+    slowest: float = setting(40.0, "beats a minute", "of the tempi", gt=0)
+    fastest: float = setting(240.0, "beats a minute", "of the tempi", gt=0)
+    lowest_pitch: float = setting(180.0, "Hz", "of the harmony's partials", gt=0)
+    highest_pitch: float = setting(3000.0, "Hz", "of the harmony's partials", gt=0)
     trees: int = setting(300, "trees", "boosted, for each of valence and arousal", ge=1)
     tree_rate: float = setting(0.05, "x", "what a tree adds", "Friedman 2001", gt=0, le=1)
     tree_depth: int = setting(3, "levels", "of a tree", ge=1, le=8)

@@ -43,10 +43,11 @@ MAY_IMPORT = {
     "listening": {"core", "config", "audio"},
     "plane": {"core", "config", "audio", "listening"},
     "dataset": {"core", "config", "data"},
+    "descriptors": {"config"},
     "readout": {"config"},
     "weights": set(),
-    "vit": {"config", "readout", "weights"},
-    "pretext": {"core", "config", "readout", "vit"},
+    "vit": {"config", "descriptors", "readout", "weights"},
+    "pretext": {"core", "config", "descriptors", "readout", "vit"},
     "small_training": {"core", "config", "readout", "vit", "dataset", "pretext"},
     "activation_cache": {"core", "config", "vit", "dataset"},
     "vit_training": {
@@ -57,7 +58,7 @@ MAY_IMPORT = {
     "verdict": {"metrics"},
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
-        *("readout", "vit", "dataset", "metrics", "verdict"),
+        *("descriptors", "readout", "vit", "dataset", "metrics", "verdict"),
     },
 }
 BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "protocol", "report", "demo"}
@@ -84,6 +85,7 @@ SECOND = {
     "activation_cache",
     "metrics",
     "verdict",
+    "descriptors",
     "readout",
     "weights",
     "pretext",

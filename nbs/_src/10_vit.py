@@ -37,8 +37,23 @@ import transformers
 from torch import nn
 
 from musemo.config import Config
-from musemo.readout import Trees, band_statistics, pool_window_tokens
+from musemo.descriptors import (
+    band_statistics,
+    harmony_statistics,
+    pitch_classes,
+    rhythm_statistics,
+    tempo_lags,
+)
+from musemo.readout import Trees, pool_window_tokens
 from musemo.weights import WeightsError, locate_weights, read_backbone, read_normalisation
+
+# %%
+#| export descriptors
+import librosa
+import numpy as np
+import torch
+
+from musemo.config import AudioConfig, SmallConfig
 
 # %%
 #| export readout
@@ -147,12 +162,12 @@ test_close(model(pixels).detach().numpy(), [[0.3, -0.1]] * 3, eps=1e-6)
 # A network that is trained on a hundred labels loses to a ridge regression on the spectrogram's
 # statistics: on 200 piano pieces, five folds, R2 .42 for arousal against .55. Three things turn
 # that around, and none of them needs pretrained weights: the network learns from the sound
-# alone before it sees a label (section 11), it then stays as it is, and a plain regression
-# reads its tokens beside the statistics.
+# alone before it sees a label (section 11), it then stays as it is, and plain regressions read
+# its tokens beside statistics of the same windows.
 
 
 # %%
-#| export readout
+#| export descriptors
 def band_statistics(
     windows: torch.Tensor,  # (B, 1, M, T) log-mel
 ) -> torch.Tensor:  # (B, 3 * M / 2)
@@ -162,6 +177,135 @@ def band_statistics(
     return torch.cat([bands.mean(2), bands.std(2, correction=0), step], dim=1)
 
 
+# %%
+busy = torch.tensor([0.0, 0.5]).repeat(1, 1, 16, 5)  # (1, 1, 16, 10)
+test_close(band_statistics(busy)[0, [0, 8, 16]].numpy(), [0.25, 0.25, 0.45], eps=1e-6)
+
+
+# %% [markdown]
+# What listeners name when asked for the cues of valence is tempo and mode (Gabrielsson 2001), and
+# neither shows in a mean over time. So windows are also described by their pulse: how strong
+# onsets are, and how well they repeat after the time of a beat, from slow to fast.
+
+
+# %%
+#| export descriptors
+def tempo_lags(audio: AudioConfig, small: SmallConfig) -> torch.Tensor:  # (L,) frames
+    "Say how many frames a beat takes, from the slowest tempo to the fastest."
+    beats = np.geomspace(small.slowest, small.fastest, small.tempi)  # a minute
+    return torch.from_numpy(np.round(60 * audio.sample_rate / audio.hop / beats)).long()
+
+
+def rhythm_statistics(
+    windows: torch.Tensor,  # (B, 1, M, T) log-mel
+    lags: torch.Tensor,  # (L,) frames
+) -> torch.Tensor:  # (B, L + 4)
+    "Describe the pulse: autocorrelation of onsets at each lag, mean, spread, density, best repeat."
+    onsets = windows[:, 0].diff(dim=2).clamp(min=0).mean(1)  # (B, T - 1)
+    mean, spread = onsets.mean(1, keepdim=True), onsets.std(1, correction=0, keepdim=True)
+    waves = torch.fft.rfft(onsets - mean, n=2 * windows.shape[3]).abs().square()
+    repeats = torch.fft.irfft(waves)[:, : windows.shape[3] + 1]  # (B, T + 1), none beyond
+    repeats = repeats / repeats[:, :1].clamp(min=1e-9)
+    around = (lags[:, None] + torch.arange(-1, 2, device=lags.device)).clamp(max=windows.shape[3])
+    at_tempo = repeats[:, around].amax(2)  # a beat need not last whole frames
+    dense = (onsets > mean + 1.5 * spread).float().mean(1, keepdim=True)
+    return torch.cat([at_tempo, mean, spread, dense, at_tempo.amax(1, keepdim=True)], dim=1)
+
+
+# %% [markdown]
+# A click every 20 frames repeats at the lag of 20 and not at 30; silence has no pulse.
+
+# %%
+clicks = torch.full((1, 1, 8, 256), -1.0)
+clicks[..., ::20] = 0.5
+pulse = rhythm_statistics(clicks, torch.tensor([20, 30]))[0]
+assert pulse[0] > 0.8 > 0.2 > pulse[1]
+test_close(rhythm_statistics(torch.full((1, 1, 8, 64), -1.0), torch.tensor([20, 90])).numpy(), 0)
+
+# %% [markdown]
+# And by their harmony: which of the twelve pitch classes sound, turned so that the likeliest tonic
+# comes first, how well they fit a major and a minor key, how evenly they are spread and how fast
+# they change. Peaks between bands stand for partials; a mel band is a semitone wide only above
+# some 500 Hz, so this is a blurred chroma, good enough for a mean over seconds.
+
+# %%
+#| export descriptors
+# How well each pitch class fits a major and a minor key, from the tonic up (Krumhansl 1990).
+MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
+MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
+
+
+def pitch_classes(audio: AudioConfig, small: SmallConfig) -> torch.Tensor:  # (12, M)
+    "Share each mel band out to the two pitch classes that its centre lies between."
+    hertz = librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
+    pitch = librosa.hz_to_midi(np.maximum(hertz, 1.0))
+    low, bands = np.floor(pitch).astype(int), np.arange(audio.n_mels)
+    shares = np.zeros((12, audio.n_mels), np.float32)
+    shares[low % 12, bands], shares[(low + 1) % 12, bands] = 1 - (pitch - low), pitch - low
+    shares[:, (hertz < small.lowest_pitch) | (hertz > small.highest_pitch)] = 0
+    return torch.from_numpy(shares)
+
+
+def harmony_statistics(
+    windows: torch.Tensor,  # (B, 1, M, T) log-mel in [-1, 1]
+    classes: torch.Tensor,  # (12, M) as pitch_classes gives it
+    decibels: float,  # between -1 and 1
+) -> torch.Tensor:  # (B, 17)
+    "Describe the harmony: fit to major and minor, their difference, evenness, change, chroma."
+    loud = 10 ** (windows[:, 0] * decibels / 40)  # amplitude
+    inner = loud[:, 1:-1]
+    peaks = inner * (inner >= loud[:, :-2]) * (inner >= loud[:, 2:])
+    chroma = classes[:, 1:-1] @ peaks  # (B, 12, T)
+    chroma = chroma / chroma.sum(1, keepdim=True).clamp(min=1e-9)
+    change = chroma.diff(dim=2).abs().sum(1).mean(1, keepdim=True)
+    share = (classes[:, 1:-1] @ peaks).mean(2)
+    share = share / share.sum(1, keepdim=True).clamp(min=1e-9)
+    even = -(share * share.clamp(min=1e-9).log()).sum(1, keepdim=True)
+    fit = torch.stack([key_fit(share, MAJOR), key_fit(share, MINOR)])  # (2, B, 12)
+    major, minor = fit.amax(2)[..., None]
+    tonic = fit.amax(0).argmax(1, keepdim=True)
+    turned = share.gather(1, (tonic + torch.arange(12, device=share.device)) % 12)
+    return torch.cat([major, minor, major - minor, even, change, turned], dim=1)
+
+
+def key_fit(
+    share: torch.Tensor,  # (B, 12) of each pitch class
+    profile: tuple[float, ...],  # from the tonic up
+) -> torch.Tensor:  # (B, 12)
+    "Correlate what sounds with a key's profile on each of the twelve tonics."
+    key = torch.tensor(profile, device=share.device)
+    keys = torch.stack([key.roll(tonic) for tonic in range(12)])
+    share, keys = (x - x.mean(1, keepdim=True) for x in (share, keys))
+    norms = share.norm(dim=1, keepdim=True).clamp(min=1e-9) * keys.norm(dim=1)
+    return share @ keys.T / norms
+
+
+# %% [markdown]
+# Triads built of single bands: G major fits major better than minor, E minor the other way round,
+# and moved up by a tone the turned chroma stays.
+
+# %%
+sound, small = make_config("full").audio, make_config("full").small
+hertz = librosa.mel_frequencies(128, fmin=sound.f_min, fmax=sound.f_max)
+
+
+def chord(*names):
+    played = torch.full((1, 1, 128, 32), -1.0)
+    for name in names:
+        played[0, 0, np.abs(hertz - librosa.note_to_hz(name)).argmin()] = 0.5
+    return harmony_statistics(played, pitch_classes(sound, small), 100.0)[0]
+
+
+assert chord("G6", "B6", "D7")[2] > 0 > chord("E6", "G6", "B6")[2]
+assert (chord("G6", "B6", "D7")[5:] - chord("A6", "C#7", "E7")[5:]).abs().max() < 0.2
+
+
+# %% [markdown]
+# Tokens are summed up in the same spirit: the class token, and the mean and spread of the others.
+
+
+# %%
+#| export readout
 def pool_window_tokens(tokens: torch.Tensor) -> torch.Tensor:  # (B, 1 + P, D) -> (B, 3 * D)
     "Describe a window by its class token, and the mean and spread of the others."
     others = tokens[:, 1:]
@@ -169,8 +313,6 @@ def pool_window_tokens(tokens: torch.Tensor) -> torch.Tensor:  # (B, 1 + P, D) -
 
 
 # %%
-busy = torch.tensor([0.0, 0.5]).repeat(1, 1, 16, 5)  # (1, 1, 16, 10)
-test_close(band_statistics(busy)[0, [0, 8, 16]].numpy(), [0.25, 0.25, 0.45], eps=1e-6)
 test_eq(pool_window_tokens(torch.ones(2, 5, 4)).shape, (2, 12))
 
 
@@ -282,19 +424,32 @@ test_close(grown.numpy(), np.stack([m.predict(rows) for m in boosted], 1), eps=1
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
 
-    def __init__(self, backbone: nn.Module, *, trees: dict | None = None, **options):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        tempi: int,  # at which onsets may repeat
+        trees: dict | None = None,  # the size of Trees
+        **options,  # of EmotionViT
+    ):
         super().__init__(backbone, **options)
         bands, _ = backbone.config.image_size
-        size = 3 * backbone.config.hidden_size + 3 * bands // 2
+        size = 3 * backbone.config.hidden_size + 3 * bands // 2 + (tempi + 4) + 17
         self.head = nn.Linear(size, 2)
+        self.register_buffer("lags", torch.ones(tempi, dtype=torch.long))
+        self.register_buffer("classes", torch.zeros(12, bands))
+        self.register_buffer("decibels", torch.tensor(100.0))
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3 * D + 3 * M / 2)
-        "Join what the tokens say of windows with their statistics."
+    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
+        "Join what the tokens say of windows with their statistics, the tokens first."
         tokens = self.backbone(pixel_values=pixels).last_hidden_state
-        return torch.cat([pool_window_tokens(tokens), band_statistics(pixels)], dim=1)
+        parts = [pool_window_tokens(tokens), band_statistics(pixels)]
+        parts += [rhythm_statistics(pixels, self.lags)]
+        parts += [harmony_statistics(pixels, self.classes, self.decibels)]
+        return torch.cat(parts, dim=1)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:
         "Read valence and arousal by a line, averaged with trees where there are some."
@@ -307,10 +462,11 @@ class SmallViT(EmotionViT):
 # %%
 by_columns = {"image_size": [128, 64], "patch_size": [128, 8], "num_channels": 1}
 by_columns = transformers.ViTConfig(**{**tiny.to_diff_dict(), **by_columns})
-reader = SmallViT(transformers.ViTModel(by_columns, add_pooling_layer=False)).eval()
-window = torch.randn(2, 1, 128, 64)
+reader = SmallViT(transformers.ViTModel(by_columns, add_pooling_layer=False), tempi=5).eval()
+window = torch.rand(2, 1, 128, 64) - 0.5
 test_eq(reader.backbone(window).last_hidden_state.shape, (2, 1 + 8, 16))
-test_eq((reader.describe(window).shape, reader(window).shape), ((2, 3 * 16 + 192), (2, 2)))
+test_eq(reader.describe(window).shape, (2, 3 * 16 + 192 + (5 + 4) + 17))
+test_eq(reader(window).shape, (2, 2))
 
 
 # %% [markdown]
@@ -521,8 +677,13 @@ def build_vit(
     "Build the model with the weights that vit.weights names; raises WeightsError without them."
     size, dropout = config.dataset.image_size, config.vit.dropout
     if config.vit.weights == "scratch":
-        kind = SmallViT if config.training.recipe == "small" else EmotionViT
-        return kind(scratch_backbone(config), dropout=dropout)
+        if config.training.recipe == "spec":
+            return EmotionViT(scratch_backbone(config), dropout=dropout)
+        model = SmallViT(scratch_backbone(config), dropout=dropout, tempi=config.small.tempi)
+        model.lags[:] = tempo_lags(config.audio, config.small)
+        model.classes[:] = pitch_classes(config.audio, config.small)
+        model.decibels.fill_(config.audio.db_max - config.audio.db_min)
+        return model
     folder, source = locate_weights(config.vit.weights, kaggle)
     backbone = read_backbone(folder)
     if backbone.config.image_size != size:
@@ -561,6 +722,7 @@ def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     parts = {"mean": list(model.mean), "std": list(model.std), "recipe": "spec"}
     if isinstance(model, SmallViT):
         parts |= {"recipe": "small", "trees": model.trees.size if model.trees else None}
+        parts["tempi"] = len(model.lags)
     return {"source": model.source, "dropout": model.dropout.p, "backbone": plain} | parts
 
 

@@ -671,7 +671,8 @@ from torch import nn
 
 from musemo.config import Config
 from musemo.core import MusemoError, progress, torch_rng_for
-from musemo.readout import band_statistics, pool_window_tokens
+from musemo.descriptors import band_statistics
+from musemo.readout import pool_window_tokens
 from musemo.vit import SmallViT, run_through, vit_blocks
 
 
@@ -742,7 +743,8 @@ class Pretext(nn.Module):
 shape = {"image_size": [32, 48], "patch_size": [32, 8], "num_channels": 1, "hidden_size": 16}
 shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 torch.manual_seed(0)
-little = SmallViT(ViTModel(ViTConfig(**shape, hidden_dropout_prob=0.0), add_pooling_layer=False))
+little = ViTModel(ViTConfig(**shape, hidden_dropout_prob=0.0), add_pooling_layer=False)
+little = SmallViT(little, tempi=3)
 windows = torch.rand(5, 1, 32, 48) - 0.5
 cut = little.backbone.embeddings.patch_embeddings.projection
 by_hand = to_columns(windows, 8) @ cut.weight.flatten(1).T + cut.bias
@@ -862,7 +864,7 @@ def fit_readout(
 
 # %%
 rng = np.random.default_rng(0)
-features = rng.normal(size=(200, 96)).astype(np.float32)
+features = rng.normal(size=(200, 120)).astype(np.float32)
 labels = np.stack([0.5 * np.tanh(features[:, 0]), 0.3 * np.abs(features[:, 1])], axis=1)
 fit_readout(little.eval(), features[:150], labels[:150], np.ones(150), brief, seed=0)
 answers = little.answer(torch.from_numpy(features[150:])).detach().numpy()

@@ -389,7 +389,8 @@ from musemo.data import decode, log_mel_of
 from musemo.dataset import WindowDataset, build_loaders
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
 from musemo.verdict import RIVALS
-from musemo.readout import band_statistics, boosted_trees, ridge_regression
+from musemo.descriptors import band_statistics
+from musemo.readout import boosted_trees, ridge_regression
 from musemo.vit import EmotionViT, predict_songs, revive_vit
 
 
