@@ -18,7 +18,7 @@ from musemo.audio import (
 )
 from musemo.config import EMOTIONS
 from musemo.core import MusemoError, Run
-from musemo.drawing import generate
+from musemo.drawing import generate, weight_settings
 from musemo.gan import build_gan
 from musemo.listening import card, describe_pairs, lay_out, middle, render_emotions, spectrogram_png
 from musemo.plane import PlaneExplorer, plane_page, render_plane
@@ -128,6 +128,8 @@ def write_run(folder, songs=4):
     pair = zip(("generator", "discriminator"), build_gan(config), strict=True)
     weights = {f"{k}.{n}": v for k, network in pair for n, v in network.state_dict().items()}
     run.save("gan.safetensors", {name: value.contiguous() for name, value in weights.items()})
+    about = {"settings": weight_settings(config, "gan"), "units": {"settings": "as in config"}}
+    run.save("gan_history.json", about)
     return run, config
 
 
