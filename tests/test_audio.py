@@ -1,6 +1,7 @@
 """From conditions to windows, from windows to sound."""
 
 import json
+import re
 import time
 
 import librosa
@@ -21,7 +22,17 @@ from musemo.config import EMOTIONS
 from musemo.core import MusemoError, Run
 from musemo.drawing import generate, weight_settings
 from musemo.gan import build_gan
-from musemo.listening import card, describe_pairs, lay_out, middle, render_emotions, spectrogram_png
+from musemo.listening import (
+    card,
+    describe_order,
+    describe_pairs,
+    emotion_table,
+    lay_out,
+    middle,
+    render_emotions,
+    sound_facts,
+    spectrogram_png,
+)
 from musemo.plane import PlaneExplorer, plane_page, render_plane
 from musemo.presets import make_config
 from musemo.report import write_report
@@ -323,7 +334,12 @@ def test_the_plane_sounds_and_answers(tmp_path):
         wave, rate = soundfile.read(tmp_path / facts["file"])
         assert rate == config.audio.sample_rate and 0 < np.abs(wave).max() < 1
     page = plane_page(plane, config.audio).data
-    assert page.count("<audio") == page.count("<button") == 9
+    assert page.count("<audio controls") == page.count("<button") == 9
+    # Cleaned of styles and handlers, as pages of strangers are, it has nine labelled players.
+    cleaned = re.sub(r'<style>.*?</style>| on\w+="[^"]*"', "", page, flags=re.S)
+    assert "onclick" not in cleaned and "onload" not in cleaned
+    players = re.findall(r'<audio controls aria-label="([^"]+)" src="data:audio/wav', cleaned)
+    assert len(set(players)) == 9 and "valence -0.80, arousal +0.80" in players
     assert 'aria-label="play valence -0.80, arousal +0.80"' in page
     assert "repeat(3, minmax(0, 1fr))" in page and "http" not in page
 
@@ -332,7 +348,8 @@ def test_the_plane_sounds_and_answers(tmp_path):
         explorer.label.value == "valence +0.00, arousal +0.00"
         and explorer.sound.value[:4] == b"RIFF"
     )
-    seen = set()
+    assert explorer.sound.autoplay is False  # nothing sounds because a cell is shown
+    seen, sounds = set(), []
     for i, button in enumerate(explorer.buttons):
         button.click()
         assert explorer.shown == i and explorer.label.value == button.tooltip
@@ -343,6 +360,24 @@ def test_the_plane_sounds_and_answers(tmp_path):
     assert len(seen) == 9
     explorer.valence.value, explorer.arousal.value = -0.75, 1.0  # the keyboard's way
     assert explorer.shown == 0
+    explorer.sound.observe(lambda change: sounds.append(change["new"]), "value")
+    explorer.buttons[0].click()  # once more: emptied and filled, else nothing would be sent
+    assert explorer.sound.autoplay is True and explorer.shown == 0
+    assert [sound[:4] for sound in sounds] == [b"", b"RIFF"]
+
+
+def test_sounds_are_counted_and_put_in_order(tmp_path):
+    run, config = write_run(tmp_path)
+    synthesize(run, config)
+    table = emotion_table(render_emotions(run, config)["record"])
+    assert list(table.index) == [*EMOTIONS] and table.notna().all().all()
+    # The real song beside each is the same melody: six notes in two seconds, tones not drums.
+    assert table[("onsets (a second)", "real")].between(1.5, 5).all()
+    assert (table[("tones / drums (dB)", "real")] > 3).all()
+    sentence = describe_order(table)
+    assert "asked is sad calm, content relaxed, neutral, happy energetic, angry tense" in sentence
+    quiet = sound_facts(np.zeros(22050, dtype=np.float32), config.audio)
+    assert quiet == {"onsets": 0.0, "harmonic": None}
 
 
 def test_a_report_leaves_widgets_out(tmp_path):
