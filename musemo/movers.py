@@ -71,7 +71,7 @@ class Mover:
         if parts["scale"]:
             self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
 
-# %% ../nbs/05_gan_training.ipynb #5fa065dd
+# %% ../nbs/05_gan_training.ipynb #63f202a3
 class Keeper:
     "Keeps the state of a training in a file of the run."
 
@@ -122,5 +122,5 @@ class Keeper:
             mover.restore({k.removeprefix(f"{name}."): v for k, v in own.items()})
         average = {k: v for k, v in state.items() if k.startswith("average.")}
         self.average.load_state_dict({k.removeprefix("average."): v for k, v in average.items()})
-        self.before, self.begun = about["seconds"], time.monotonic()
+        self.before, self.begun = about.get("seconds", 0.0), time.monotonic()
         return about["rows"]

@@ -279,7 +279,7 @@ class Keeper:
             mover.restore({k.removeprefix(f"{name}."): v for k, v in own.items()})
         average = {k: v for k, v in state.items() if k.startswith("average.")}
         self.average.load_state_dict({k.removeprefix("average."): v for k, v in average.items()})
-        self.before, self.begun = about["seconds"], time.monotonic()
+        self.before, self.begun = about.get("seconds", 0.0), time.monotonic()
         return about["rows"]
 
 

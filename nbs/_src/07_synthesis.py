@@ -465,7 +465,10 @@ real_pieces = real_log_mel[longer.to_numpy()]
 real_pieces, _ = cut_windows(real_pieces, training_songs["frames"][longer], config.window)
 pieces = {synthetic["generator"][0]: drawn_pieces, "real, training": real_pieces}
 seams = seam_table({name: x for name, x in pieces.items() if len(x)}, config)
-display(f"{config.window} frames are one window: no seam" if seams is None else seams.round(2))
+if seams is None:
+    print(f"{config.window} frames are one window: there is no seam.")
+else:
+    display(seams.round(2))
 
 # %% [markdown]
 # One noise, the whole plane; section 8 plays it. If all panels look alike, the generator does
