@@ -86,7 +86,7 @@ def build_generator(
         return build_residual(config)[0]
     return {"gan": Generator, "flow": Flow}[name](config)
 
-# %% ../nbs/04_gan.ipynb #ac4aa0fd
+# %% ../nbs/04_gan.ipynb #31306427
 def weight_settings(
     config: Config,
     name: str,  # gan, residual or flow
@@ -100,7 +100,7 @@ def weight_settings(
         own = {"gan": config.gan.model_dump(mode="json", include=set(sizes))}
     return {f"{part}.{k}": v for part, x in ({"audio": audio} | own).items() for k, v in x.items()}
 
-
+# %% ../nbs/04_gan.ipynb #e8d80a72
 def check_weight_settings(
     found: dict[str, object],  # what weight_settings listed in training
     config: Config,

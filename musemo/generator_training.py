@@ -189,7 +189,7 @@ def draw_samples(
     windows = generate(learner.networks()["generator"], asked, seeds=seeds, **options)
     return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
 
-# %% ../nbs/05_gan_training.ipynb #59c9491b
+# %% ../nbs/05_gan_training.ipynb #7aaa964b
 FITTED = (".safetensors", "_samples.npy", "_samples.csv", "_times.json", "_history.json")
 
 
@@ -207,7 +207,7 @@ def load_fitted(
     print(f"{name} was trained before; delete {name}_history.json to train it again")
     return history, run.load(f"{name}_samples.csv"), run.load(f"{name}_samples.npy")
 
-
+# %% ../nbs/05_gan_training.ipynb #808706c1
 def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object]) -> None:
     "Write what a training leaves; the history goes first and comes last: it vouches for the rest."
     run.path(f"{name}_history.json").unlink(missing_ok=True)

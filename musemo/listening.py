@@ -205,7 +205,7 @@ def describe_pairs(rendered: dict) -> list[tuple[str, np.ndarray, str]]:  # titl
             pairs.append((label, x, one["file"]))
     return pairs
 
-# %% ../nbs/08_audio.ipynb #cfd1a924
+# %% ../nbs/08_audio.ipynb #f621e861
 def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
     "Set what each emotion sounds like beside its nearest real song."
     columns = {
@@ -223,7 +223,7 @@ def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
         rows[name][("nearest song", "distance")] = near["distance"]
     return pd.DataFrame(rows).T.astype(float)
 
-
+# %% ../nbs/08_audio.ipynb #94dabe02
 def describe_order(table: pd.DataFrame) -> str:  # of emotion_table
     "Say in one sentence how the order of arousal asked for comes back in level and in onsets."
     asked, said = table[("asked", "arousal")], []

@@ -150,7 +150,7 @@ def plot_plane(
     figure.colorbar(image, ax=axes, label="level (dB)")
     return figure
 
-# %% ../nbs/07_synthesis.ipynb #1e2ea394
+# %% ../nbs/07_synthesis.ipynb #73443385
 def meeting_places(
     length: int,  # frames of a piece
     width: int,  # frames of a window
@@ -172,7 +172,7 @@ def describe_stretches(
     steps = np.abs(np.diff(cuts, axis=3))
     return {"level": cuts.mean(), "spread": cuts.std(axis=3).mean(), "step": steps.mean()}
 
-
+# %% ../nbs/07_synthesis.ipynb #5544aeac
 def seam_table(
     sets: dict[str, np.ndarray],  # name -> pieces (K, M, T) in [-1, 1], all of one length
     config: Config,

@@ -14,7 +14,7 @@ from .config import Config
 from .core import pick_device, rng_for
 from .generator_training import Learner, Songs
 
-# %% ../nbs/05_gan_training.ipynb #387e480d
+# %% ../nbs/05_gan_training.ipynb #581daa42
 class _Counted:
     "A tensor kept for a gradient; counted until it is let go."
 
@@ -41,7 +41,7 @@ def resident_numbers(learner: Learner) -> int:
     gradients = sum(x.numel() for mover in movers for x in mover.network.parameters())
     return state + gradients + sum(x.numel() for x in average.state_dict().values())
 
-
+# %% ../nbs/05_gan_training.ipynb #e9a098c2
 def step_cost(
     config: Config,
     kind: Callable[[Config, Songs, torch.device], Learner],

@@ -216,7 +216,7 @@ def test_half_precision_moves_every_weight(name, precision):
     before = {key: [p.detach().clone() for p in x.parameters()] for key, x in networks.items()}
     table = pd.DataFrame(train(learner, songs, name, seed=0))
     assert len(table) == 5 and np.isfinite(table.filter(regex="loss$")).all().all()
-    # On a CPU torch's float16 convolutions may give a stray NaN; most steps have none.
+    # In float16 some steps are left out until the scale fits, but not most.
     assert np.isfinite(table.filter(regex="norm$")).mean().min() >= 0.6
     for key, network in {**networks, "average": learner.average}.items():
         assert all(x.isfinite().all() for x in network.state_dict().values()), key

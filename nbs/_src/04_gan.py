@@ -975,6 +975,8 @@ def weight_settings(
     return {f"{part}.{k}": v for part, x in ({"audio": audio} | own).items() for k, v in x.items()}
 
 
+# %%
+#| export drawing
 def check_weight_settings(
     found: dict[str, object],  # what weight_settings listed in training
     config: Config,

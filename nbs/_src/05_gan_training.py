@@ -454,6 +454,8 @@ def load_fitted(
     return history, run.load(f"{name}_samples.csv"), run.load(f"{name}_samples.npy")
 
 
+# %%
+#| export generator_training
 def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object]) -> None:
     "Write what a training leaves; the history goes first and comes last: it vouches for the rest."
     run.path(f"{name}_history.json").unlink(missing_ok=True)
@@ -1119,6 +1121,8 @@ def resident_numbers(learner: Learner) -> int:
     return state + gradients + sum(x.numel() for x in average.state_dict().values())
 
 
+# %%
+#| export training_cost
 def step_cost(
     config: Config,
     kind: Callable[[Config, Songs, torch.device], Learner],

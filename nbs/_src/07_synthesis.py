@@ -288,6 +288,8 @@ def describe_stretches(
     return {"level": cuts.mean(), "spread": cuts.std(axis=3).mean(), "step": steps.mean()}
 
 
+# %%
+#| export
 def seam_table(
     sets: dict[str, np.ndarray],  # name -> pieces (K, M, T) in [-1, 1], all of one length
     config: Config,

@@ -671,6 +671,8 @@ def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
     return pd.DataFrame(rows).T.astype(float)
 
 
+# %%
+#| export listening
 def describe_order(table: pd.DataFrame) -> str:  # of emotion_table
     "Say in one sentence how the order of arousal asked for comes back in level and in onsets."
     asked, said = table[("asked", "arousal")], []
