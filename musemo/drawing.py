@@ -41,7 +41,7 @@ def row_noise(
     rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return torch.stack(rows) if rows else torch.empty(0, size)
 
-# %% ../nbs/04_gan.ipynb #30abbaab
+# %% ../nbs/04_gan.ipynb #1e4044fd
 @torch.inference_mode()
 def generate(
     generator: nn.Module,  # noise_size(T); (B, noise_size), (B, 2), T -> (B, 1, M, T) in [-1, 1]
@@ -76,7 +76,7 @@ def generate(
         out[start : start + batch_size] = np.clip(pieces, -1, 1)
     return out
 
-
+# %% ../nbs/04_gan.ipynb #8799607f
 def build_generator(
     config: Config,
     name: str,  # gan, residual or flow

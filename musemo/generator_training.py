@@ -147,7 +147,7 @@ def train(
         keep(rows)
     return rows
 
-# %% ../nbs/05_gan_training.ipynb #b88c6724
+# %% ../nbs/05_gan_training.ipynb #3095de93
 def training_songs(run: Run) -> Songs:
     "Read the training songs; raises MusemoError where a label is off the scale."
     table, log_mel = load_part(run, "train")
@@ -167,7 +167,7 @@ def training_identity(config: Config, songs: Songs, name: str) -> str:
         whole.update(np.ascontiguousarray(array).tobytes())
     return whole.hexdigest()
 
-
+# %% ../nbs/05_gan_training.ipynb #33a05838
 def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
     table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)

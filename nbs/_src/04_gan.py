@@ -927,6 +927,8 @@ def generate(
     return out
 
 
+# %%
+#| export drawing
 def build_generator(
     config: Config,
     name: str,  # gan, residual or flow

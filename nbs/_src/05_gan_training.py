@@ -412,6 +412,8 @@ def training_identity(config: Config, songs: Songs, name: str) -> str:
     return whole.hexdigest()
 
 
+# %%
+#| export generator_training
 def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
     table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
