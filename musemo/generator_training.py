@@ -219,7 +219,7 @@ def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object
     for end in FITTED:
         run.save(name + end, weights if end == ".safetensors" else results[end])
 
-# %% ../nbs/05_gan_training.ipynb #15c06ab4
+# %% ../nbs/05_gan_training.ipynb #6d2321ba
 def fit_generator(
     run: Run,
     config: Config,
@@ -240,8 +240,8 @@ def fit_generator(
     rows = train(learner, songs, name, seed=seed, rows=rows, keep=keeper.keep)
     seconds, begun = keeper.seconds(), time.perf_counter()
     asked, windows = draw_samples(learner, songs.labels)
-    times = {"step": seconds / len(rows), "steps": len(rows)}
-    times["drawing"] = (time.perf_counter() - begun) / len(windows)
+    drawing = (time.perf_counter() - begun) / len(windows)
+    times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
     history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
     history |= {"identity": identity, "settings": weight_settings(config, name)}

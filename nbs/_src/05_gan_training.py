@@ -492,8 +492,8 @@ def fit_generator(
     rows = train(learner, songs, name, seed=seed, rows=rows, keep=keeper.keep)
     seconds, begun = keeper.seconds(), time.perf_counter()
     asked, windows = draw_samples(learner, songs.labels)
-    times = {"step": seconds / len(rows), "steps": len(rows)}
-    times["drawing"] = (time.perf_counter() - begun) / len(windows)
+    drawing = (time.perf_counter() - begun) / len(windows)
+    times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
     history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
     history |= {"identity": identity, "settings": weight_settings(config, name)}
@@ -1240,8 +1240,8 @@ if "flow" in steps:
 
 # %%
 table = pd.DataFrame({name: run.load(f"{name}_times.json") for name in fitted}).T
-table = table.drop(columns="units").astype(float).round(3)
-table.columns = ["s a step", "s to draw a window", "steps"]
+shown = {"step": "s a step", "drawing": "s to draw a window", "steps": "steps"}
+table = table[list(shown)].astype(float).round(3).rename(columns=shown)
 for name, values in rounds.items():
     share = values[["accuracy_real", "accuracy_fake"]].mean(axis=1)[len(values) // 2 :]
     inside = share.between(config.gan.weak_below, config.gan.strong_above).mean()
