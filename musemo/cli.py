@@ -85,7 +85,13 @@ def run(
     scale: Scale = None,
     first: Annotated[
         int | None,
-        typer.Option("--from", min=1, max=12, help="Recompute from this section on."),
+        typer.Option(
+            "--from",
+            min=1,
+            max=12,
+            help="Recompute from this section on; a generator whose songs and settings are "
+            "unchanged is kept.",
+        ),
     ] = None,
     only: Annotated[
         int | None, typer.Option(min=1, max=12, help="Execute this section alone.")

@@ -139,7 +139,7 @@ def write_atomic(
             temporary.unlink()
     return path
 
-# %% ../nbs/01_core.ipynb #b49d9590
+# %% ../nbs/01_core.ipynb #d7883aa9
 @dataclass(frozen=True)
 class Run:
     "A folder of artifacts, each written whole or not at all."
@@ -159,10 +159,15 @@ class Run:
         return write_atomic(self.path(name), value)
 
     def load(self, name: str):
-        "Read an artifact; arrays are memory-mapped. Raises MusemoError where it is missing."
-        if not self.has(name):
-            raise MusemoError(f"{self.path(name)} is missing: run the section that makes it first")
-        return _readers[Path(name).suffix](self.path(name))
+        "Read an artifact, arrays memory-mapped; raises MusemoError where it is missing or broken."
+        path = self.path(name)
+        if not path.exists():
+            raise MusemoError(f"{path} is missing: run the section that makes it first")
+        try:
+            return _readers[path.suffix](path)
+        except (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError) as error:
+            rule = f"is no whole {path.suffix} file ({error})"
+            raise MusemoError(f"{path} {rule}: delete it, and make its section again") from error
 
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
@@ -207,21 +212,16 @@ def progress(iterable, *, desc: str, total: int | None = None):
     quiet = bool(os.environ.get("MUSEMO_QUIET"))
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet, file=sys.stderr)
 
-# %% ../nbs/01_core.ipynb #41a4e4e1
+# %% ../nbs/01_core.ipynb #601e0bbd
 COLORS = {"real": "#1f5a94", "model": "#e8862e", "floor": "#9a9a9a", "third": "#5b9e6f"}
 _style = {
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
+    **dict.fromkeys(("figure.constrained_layout.use", "axes.grid"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "grid.alpha": 0.25,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
 }
 
 # %% ../nbs/01_core.ipynb #2a9c4fdb

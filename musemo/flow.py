@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['time_features', 'FlowBlock', 'FlowAttention', 'FlowLevel', 'circle', 'Flow', 'flow_times', 'guess_piece', 'draw_flow']
 
-# %% ../nbs/04_gan.ipynb #84e7b252
+# %% ../nbs/04_gan.ipynb #8e0508c1
 import math
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import Config, FlowConfig
-from .pieces import blend_windows, window_starts
+from .pieces import blend_windows, in_full, window_starts
 
 # %% ../nbs/04_gan.ipynb #5d022fac
 def time_features(
@@ -111,7 +111,7 @@ def circle(
     size = (t * t + (1 - t) ** 2).sqrt()
     return t / size, (1 - t) / size, size
 
-# %% ../nbs/04_gan.ipynb #145c93f0
+# %% ../nbs/04_gan.ipynb #c871282f
 class Flow(nn.Module):
     "Draw log-mel windows for wanted emotions, out of noise in a few steps."
 
@@ -161,7 +161,7 @@ class Flow(nn.Module):
         condition = F.silu(self.embed(torch.cat([time_features(t), labels, asked], dim=1)))
         past, out = self.mix(condition)[:, :, None, None].chunk(2, dim=1)
         inner = self.level(self.first(torch.cat([x, planes], dim=1)) + self.position, condition)
-        x = past * x + out * self.last(F.silu(self.norm(inner)))
+        x = past * x + out * in_full(self.last, F.silu(self.norm(inner)))
         return F.pixel_shuffle(x, 4)[..., :frames]
 
     def guess(

@@ -6,7 +6,7 @@
 __all__ = ['condition_mlp', 'SelfAttention', 'UpSampling', 'Generator', 'halving', 'Discriminator', 'build_gan', 'network_sizes',
            'kept_numbers', 'training_memory']
 
-# %% ../nbs/04_gan.ipynb #e4f5e29d
+# %% ../nbs/04_gan.ipynb #0df35127
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .config import Config
-from .pieces import blend_windows, window_starts
+from .pieces import blend_windows, in_full, window_starts
 
 # %% ../nbs/04_gan.ipynb #c77a0220
 def condition_mlp(
@@ -88,7 +88,7 @@ class UpSampling(nn.Module):
         x = x + self.chance[2] * by_cell.unflatten(1, (1, bands, frames))
         return F.leaky_relu(x * (1 + contrast) + level, 0.2)
 
-# %% ../nbs/04_gan.ipynb #a53422f2
+# %% ../nbs/04_gan.ipynb #90be5a65
 class Generator(nn.Module):
     "Draw log-mel windows for wanted emotions."
 
@@ -137,7 +137,7 @@ class Generator(nn.Module):
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
             x = layer(x, condition, parts[i])
-        return torch.tanh(self.last(x) + self.level)[..., :frames]
+        return torch.tanh(in_full(self.last, x) + self.level)[..., :frames]
 
 # %% ../nbs/04_gan.ipynb #359c02db
 def halving(inputs: int, outputs: int) -> nn.Module:

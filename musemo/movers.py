@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Mover', 'Keeper']
 
-# %% ../nbs/05_gan_training.ipynb #bce62aaf
+# %% ../nbs/05_gan_training.ipynb #5a8e458f
 import json
 import time
 
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .core import Run
+from .core import MusemoError, Run
 
-# %% ../nbs/05_gan_training.ipynb #0421208b
+# %% ../nbs/05_gan_training.ipynb #ddc1e3aa
 class Mover:
     "A network and what moves it; `follow` takes a step along a loss."
 
@@ -29,10 +29,10 @@ class Mover:
         self.network, self.clip = network, clip
         self.adam = torch.optim.AdamW(network.parameters(), betas=betas, weight_decay=decay)
         device = next(network.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(device, init_scale=2.0**10, enabled=scaled)
 
     def follow(self, loss: torch.Tensor, rate: float) -> float:  # norm before clipping
-        "Follow the gradient of a loss once."
+        "Follow the gradient of a loss once; raises MusemoError where float16 cannot hold it."
         self.adam.param_groups[0]["lr"] = rate
         self.adam.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -40,6 +40,11 @@ class Mover:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.scaler.step(self.adam)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise MusemoError(
+                f"gradients overflow float16 even at a loss scale of 1 (their norm: {norm:g}); "
+                "set precision=float32, or bfloat16 where the device has it"
+            )
         return norm.item()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -66,7 +71,7 @@ class Mover:
         if parts["scale"]:
             self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
 
-# %% ../nbs/05_gan_training.ipynb #0993916e
+# %% ../nbs/05_gan_training.ipynb #63f202a3
 class Keeper:
     "Keeps the state of a training in a file of the run."
 
@@ -82,14 +87,21 @@ class Keeper:
     ):
         self.run, self.movers, self.average = run, movers, average
         self.identity, self.every = identity, every
-        self.file, self.kept = f"{name}_checkpoint.safetensors", time.monotonic()
+        self.file = f"{name}_checkpoint.safetensors"
+        self.begun = self.kept = time.monotonic()
+        self.before = 0.0  # seconds, of sessions that were cut off
+
+    def seconds(self) -> float:
+        "Say how long the training took so far, all its sessions together."
+        return self.before + time.monotonic() - self.begun
 
     def keep(self, rows: list[dict], *, now: bool = False) -> None:
         "Write the state where the last one is old enough, or now."
         if not now and (not self.every or time.monotonic() - self.kept < self.every):
             return
-        about = json.dumps({"identity": self.identity, "rows": rows}).encode()
-        state = {"about": torch.frombuffer(bytearray(about), dtype=torch.uint8)}
+        about = {"identity": self.identity, "rows": rows, "seconds": self.seconds()}
+        about = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+        state = {"about": about}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, mover in self.movers.items():
             state |= {f"{name}.{key}": value for key, value in mover.state().items()}
@@ -110,4 +122,5 @@ class Keeper:
             mover.restore({k.removeprefix(f"{name}."): v for k, v in own.items()})
         average = {k: v for k, v in state.items() if k.startswith("average.")}
         self.average.load_state_dict({k.removeprefix("average."): v for k, v in average.items()})
+        self.before, self.begun = about.get("seconds", 0.0), time.monotonic()
         return about["rows"]

@@ -213,14 +213,15 @@ def _record(run: Run) -> dict:
     return run.load("run.json") if run.has("run.json") else empty
 
 
-# The first section that a field matters to; a field of any other part matters from the start.
+# The first section that a field, or else its part, matters to; others matter from the start.
 _MATTERS_FROM = {
     "generators": 4,
     "gan": 4,
     "residual": 4,
     "flow": 4,
     "checkpoint": 5,
-    "synthesis": 5,
+    "synthesis.jitter": 5,  # generators train and are judged with it
+    "synthesis": 7,
     "quality": 6,
     "inversion": 8,
     "dataset": 7,
@@ -235,7 +236,9 @@ def check_change(run: Run, config: Config, first: int | None) -> None:
     if not run.has("config.json"):
         return
     changed = changed_fields(load_config(run), config)
-    needed = min((_MATTERS_FROM.get(name.split(".")[0], 1) for name in changed), default=12)
+    names = [text.partition(":")[0] for text in changed]
+    first_of = [_MATTERS_FROM.get(x, _MATTERS_FROM.get(x.partition(".")[0], 1)) for x in names]
+    needed = min(first_of, default=12)
     if changed and (first or 99) > needed:
         raise MusemoError(
             f"{run.folder} holds a run of another configuration ({'; '.join(changed[:3])}): "

@@ -15,7 +15,7 @@ from .config import AudioConfig, Config
 from .core import Run, pick_device, seed_for, wav_bytes
 from .listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
 
-# %% ../nbs/08_audio.ipynb #28bf3fee
+# %% ../nbs/08_audio.ipynb #f3b06e9f
 def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, waves, files
     "Write the middle of each point of the grid as .wav, and audio/plane.json."
     table, windows = run.load("plane.csv"), np.asarray(run.load("plane.npy"), dtype=np.float32)
@@ -44,12 +44,15 @@ def plane_page(plane: dict, audio: AudioConfig) -> HTML:
     for point, log_mel, wave in clips:
         image = base64.b64encode(thumbnail(log_mel)).decode()
         sound = base64.b64encode(wav_bytes(wave, audio.sample_rate)).decode()
-        # A narrow player of the browser loses its play button, so the cell itself is one.
+        # A narrow player of the browser loses its play button, so the cell itself is one. Where a
+        # page is cleaned of handlers, `onload` is gone as well and the browser's players stay.
+        label = point_label(*point)
         cells.append(
-            f'<div><button type="button" onclick="{_play}" aria-label="play {point_label(*point)}">'
-            f'<img alt="" src="data:image/png;base64,{image}">'
+            f'<div><button type="button" onclick="{_play}" aria-label="play {label}">'
+            f'<img alt="" onload="{_bare}" src="data:image/png;base64,{image}">'
             f"\u25b6<br>V {point[0]:+.1f}<br>A {point[1]:+.1f}</button>"
-            f'<audio src="data:audio/wav;base64,{sound}"></audio></div>'
+            f'<audio controls aria-label="{label}" src="data:audio/wav;base64,{sound}">'
+            "</audio></div>"
         )
     columns = f"grid-template-columns: repeat({side}, minmax(0, 1fr))"
     return HTML(
@@ -64,13 +67,15 @@ _play = (
     "this.closest('.plane').querySelectorAll('audio').forEach(x => x.pause());"
     "own.currentTime = 0; if (still) own.play();"
 )
+_bare = "this.parentElement.nextElementSibling.controls = false"
 _plane_style = """
 .plane { display: grid; gap: .25rem; max-width: 44rem; }
 .plane button { width: 100%; padding: .2rem; font: inherit; font-size: .75rem; cursor: pointer; }
 .plane img { width: 100%; aspect-ratio: 3 / 2; display: block; }
+.plane audio { width: 100%; }
 """
 
-# %% ../nbs/08_audio.ipynb #013ff64a
+# %% ../nbs/08_audio.ipynb #44bb75ae
 class PlaneExplorer:
     "A valence-arousal plane to click on; `box` is the widget."
 
@@ -86,7 +91,7 @@ class PlaneExplorer:
         self.label, self.picture = Label(), Image(format="png", layout=Layout(max_width="100%"))
         self.sound = Audio(format="wav", autoplay=False, loop=False)
         for i, button in enumerate(self.buttons):
-            button.on_click(lambda _, i=i: self.go(*self.plane["points"][i]))
+            button.on_click(lambda _, i=i: self.play(*self.plane["points"][i]))
         for slider in (self.valence, self.arousal):
             slider.observe(self._slide, "value")
         columns = Layout(grid_template_columns=f"repeat({side}, 1fr)", max_width="20rem")
@@ -95,17 +100,14 @@ class PlaneExplorer:
         self.box = VBox([*parts, self.label, self.picture, self.sound])
         self.moving, self.shown = False, -1
         self.go(0.0, 0.0)
-        self.sound.autoplay = True  # from the first click on
 
     def go(self, valence: float, arousal: float) -> None:
-        "Show and play the point of the grid that is nearest."
+        "Show the point of the grid that is nearest."
         self.moving = True  # the sliders follow, and must not answer
         self.valence.value, self.arousal.value = float(valence), float(arousal)
         self.moving = False
         away = np.hypot(*(self.plane["points"] - [valence, arousal]).T)
         i = int(away.argmin())
-        if i == self.shown:
-            return
         if self.shown >= 0:
             self.buttons[self.shown].button_style = ""
         self.shown, self.buttons[i].button_style = i, "primary"
@@ -113,6 +115,15 @@ class PlaneExplorer:
         self.picture.value = spectrogram_png(self.plane["log_mel"][i], self.audio)
         self.sound.value = wav_bytes(self.plane["waves"][i], self.audio.sample_rate)
 
+    def play(self, valence: float, arousal: float) -> None:
+        "Answer a click: show the nearest point and play it, once more where it was shown already."
+        self.sound.value = b""  # the same sound again would be no change, and stay silent
+        # Not before a click: a page must not sound because a cell is shown. One message for both:
+        # autoplay alone would start the old sound.
+        with self.sound.hold_sync():
+            self.sound.autoplay = True
+            self.go(valence, arousal)
+
     def _slide(self, _) -> None:
         if not self.moving:
-            self.go(self.valence.value, self.arousal.value)
+            self.play(self.valence.value, self.arousal.value)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPREADS', 'reflect', 'draw_conditions', 'pick_generator', 'load_generator', 'plot_conditions', 'plane_points',
-           'plot_plane', 'synthetic_table', 'synthesize', 'draw_plane']
+           'plot_plane', 'meeting_places', 'describe_stretches', 'seam_table', 'synthetic_table', 'synthesize',
+           'draw_plane']
 
-# %% ../nbs/07_synthesis.ipynb #dbe69ee0
+# %% ../nbs/07_synthesis.ipynb #80fe967f
 import tempfile
 
 import librosa
@@ -28,7 +29,8 @@ from musemo.core import (
     seed_for,
     subplots,
 )
-from .drawing import build_generator, check_conditions, generate
+from .drawing import build_generator, check_conditions, check_weight_settings, generate
+from .pieces import window_starts
 
 # %% ../nbs/07_synthesis.ipynb #67c345bf
 def reflect(values: np.ndarray) -> np.ndarray:  # [-1, 1]
@@ -57,7 +59,7 @@ def draw_conditions(
     drawn = centre + (labels[near] - centre + width * moves) / np.sqrt(1 + width**2)
     return reflect(drawn).astype(np.float32), near
 
-# %% ../nbs/07_synthesis.ipynb #3b0dfd8b
+# %% ../nbs/07_synthesis.ipynb #a86ce768
 def pick_generator(run: Run, config: Config) -> str:
     "Name the generator asked for; best: the one with the highest score in section 6."
     name, names = config.synthesis.generator, config.generators
@@ -72,7 +74,8 @@ def load_generator(
     name: str,  # one of config.generators
 ) -> nn.Module:
     "Load a generator; raises MusemoError where the checkpoint is of another configuration."
-    weights = run.load(f"{name}.safetensors")
+    weights, history = run.load(f"{name}.safetensors"), run.load(f"{name}_history.json")
+    check_weight_settings(history.get("settings", {}), config, name)
     weights = {k.removeprefix("generator."): v for k, v in weights.items() if k[:3] == "gen"}
     generator = build_generator(config, name)
     wanted = generator.state_dict()
@@ -82,8 +85,8 @@ def load_generator(
         key = (wrong or missing)[0]
         found, needed = (tuple(w[key].shape) if key in w else None for w in (weights, wanted))
         raise MusemoError(
-            f"{name}.safetensors is of another configuration: {key} is {found}, this one needs "
-            f"{needed}; train again (--from 5), or set {name}.* and audio.n_mels back"
+            f"{name}.safetensors does not fit {name}_history.json: {key} is {found}, needed is "
+            f"{needed}; train again (--from 5)"
         )
     generator.load_state_dict(weights)
     return generator
@@ -146,6 +149,45 @@ def plot_plane(
     figure.suptitle("One noise, each valence (V) and arousal (A)")
     figure.colorbar(image, ax=axes, label="level (dB)")
     return figure
+
+# %% ../nbs/07_synthesis.ipynb #73443385
+def meeting_places(
+    length: int,  # frames of a piece
+    width: int,  # frames of a window
+) -> tuple[list[int], list[int]]:  # where two windows count alike; where one stands alone
+    "Find the frames half way between the middles of neighbouring windows, and these middles."
+    middles = [start + width // 2 for start in window_starts(length, width)]
+    return [(a + b) // 2 for a, b in zip(middles, middles[1:], strict=False)], middles
+
+
+def describe_stretches(
+    pieces: np.ndarray,  # (K, M, T) in [-1, 1]
+    places: list[int],  # middle frames
+    size: int,  # frames of a stretch
+    scale: float,  # dB of 1 on the scale
+) -> dict[str, float]:  # dB
+    "Measure stretches of pieces: level, spread in time, step from frame to frame."
+    starts = [place - size // 2 for place in places]
+    cuts = np.stack([pieces[..., a : a + size] for a in starts]).astype(np.float32) * scale
+    steps = np.abs(np.diff(cuts, axis=3))
+    return {"level": cuts.mean(), "spread": cuts.std(axis=3).mean(), "step": steps.mean()}
+
+# %% ../nbs/07_synthesis.ipynb #5544aeac
+def seam_table(
+    sets: dict[str, np.ndarray],  # name -> pieces (K, M, T) in [-1, 1], all of one length
+    config: Config,
+) -> pd.DataFrame | None:  # a row a set; None: pieces of one window have no seam
+    "Set what lies where windows meet against what lies inside a window."
+    scale, rows = (config.audio.db_max - config.audio.db_min) / 2, {}
+    for name, pieces in sets.items():
+        meets, middles = meeting_places(pieces.shape[2], config.gan.frames)
+        if not meets:
+            return None
+        size = config.gan.frames // 4
+        at, inside = (describe_stretches(pieces, x, size, scale) for x in (meets, middles))
+        rows[name] = {"level, difference (dB)": at["level"] - inside["level"]}
+        rows[name] |= {f"{key}, ratio": at[key] / inside[key] for key in ("spread", "step")}
+    return pd.DataFrame(rows).T
 
 # %% ../nbs/07_synthesis.ipynb #89c3f902
 SPREADS = ["valence_std", "arousal_std"]

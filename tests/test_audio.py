@@ -1,6 +1,8 @@
 """From conditions to windows, from windows to sound."""
 
 import json
+import re
+import time
 
 import librosa
 import nbformat
@@ -18,9 +20,19 @@ from musemo.audio import (
 )
 from musemo.config import EMOTIONS
 from musemo.core import MusemoError, Run
-from musemo.drawing import generate
+from musemo.drawing import generate, weight_settings
 from musemo.gan import build_gan
-from musemo.listening import card, describe_pairs, lay_out, middle, render_emotions, spectrogram_png
+from musemo.listening import (
+    card,
+    describe_order,
+    describe_pairs,
+    emotion_table,
+    lay_out,
+    middle,
+    render_emotions,
+    sound_facts,
+    spectrogram_png,
+)
 from musemo.plane import PlaneExplorer, plane_page, render_plane
 from musemo.presets import make_config
 from musemo.report import write_report
@@ -45,17 +57,9 @@ def melody(level=0.2, seconds=2.0):
 def test_no_worse_than_librosa():
     audio, log_mel = CONFIG.audio, wave_log_mel(melody()[None], CONFIG.audio)
     ours = invert_log_mel(log_mel, CONFIG, seed=0)
-    theirs = librosa.feature.inverse.mel_to_audio(
-        to_power(log_mel, audio)[0].numpy(),
-        sr=audio.sample_rate,
-        n_fft=audio.n_fft,
-        hop_length=audio.hop,
-        n_iter=32,
-        fmin=audio.f_min,
-        fmax=audio.f_max,
-    )
+    theirs = librosas(log_mel)
     error = round_trip_error(log_mel, ours, audio)[0]
-    assert error < round_trip_error(log_mel, theirs[None], audio)[0]
+    assert error < round_trip_error(log_mel, theirs, audio)[0]
     assert error < 1.6
 
 
@@ -102,15 +106,41 @@ def test_nothing_clips():
     assert keep_from_clipping(quiet) == (pytest.approx(quiet), 0.0)
 
 
-@pytest.mark.parametrize("clip", ["8", "10", "4"])  # the two hardest of the ten, and an easy one
-def test_real_clips_survive(real_data, clip):
-    path = real_data("deam") / f"DEAM_audio/MEMD_audio/{clip}.mp3"
-    wave, rate = soundfile.read(path, frames=4 * 44100, dtype="float32", always_2d=True)
-    wave = torch.from_numpy(librosa.resample(wave.mean(1), orig_sr=rate, target_sr=22050))
-    log_mel = wave_log_mel(wave[None], CONFIG.audio)
-    back = invert_log_mel(log_mel, CONFIG, seed=0)
-    assert round_trip_error(log_mel, back, CONFIG.audio)[0] <= 0.76
-    assert abs(20 * np.log10(back.std() / wave.std().item())) < 0.3
+def librosas(log_mel):
+    "Invert (1, M, T) the way librosa does, with as many rounds as the preset full."
+    audio = CONFIG.audio
+    wave = librosa.feature.inverse.mel_to_audio(
+        to_power(log_mel, audio)[0].numpy(),
+        sr=audio.sample_rate,
+        n_fft=audio.n_fft,
+        hop_length=audio.hop,
+        n_iter=32,
+        fmin=audio.f_min,
+        fmax=audio.f_max,
+    )
+    return wave[None]
+
+
+def test_ten_real_clips_survive(real_data):
+    "The first 5 s of each; librosa on the two hardest. Whole clips: tests/bench/inversion.py."
+    paths = sorted(real_data("deam").rglob("*.mp3"), key=lambda p: (len(p.stem), p.stem))[:10]
+    assert len(paths) == 10
+    errors, theirs = {}, {}
+    for path in paths:
+        wave, rate = soundfile.read(path, frames=5 * 44100, dtype="float32", always_2d=True)
+        wave = torch.from_numpy(librosa.resample(wave.mean(1), orig_sr=rate, target_sr=22050))
+        log_mel, clip = wave_log_mel(wave[None], CONFIG.audio), path.stem
+        begun = time.process_time()
+        back = invert_log_mel(log_mel, CONFIG, seed=0)
+        seconds = time.process_time() - begun
+        errors[clip] = round_trip_error(log_mel, back, CONFIG.audio)[0]
+        assert abs(20 * np.log10(back.std() / wave.std().item())) < 0.5, clip
+        if clip in ("8", "13"):
+            begun = time.process_time()
+            theirs[clip] = round_trip_error(log_mel, librosas(log_mel), CONFIG.audio)[0]
+            assert time.process_time() - begun > 4 * seconds, clip  # 6 and more where it is quiet
+    assert max(errors.values()) <= 0.76, errors
+    assert all(errors[clip] < error for clip, error in theirs.items()), (errors, theirs)
 
 
 def write_run(folder, songs=4):
@@ -128,6 +158,8 @@ def write_run(folder, songs=4):
     pair = zip(("generator", "discriminator"), build_gan(config), strict=True)
     weights = {f"{k}.{n}": v for k, network in pair for n, v in network.state_dict().items()}
     run.save("gan.safetensors", {name: value.contiguous() for name, value in weights.items()})
+    about = {"settings": weight_settings(config, "gan"), "units": {"settings": "as in config"}}
+    run.save("gan_history.json", about)
     return run, config
 
 
@@ -302,7 +334,12 @@ def test_the_plane_sounds_and_answers(tmp_path):
         wave, rate = soundfile.read(tmp_path / facts["file"])
         assert rate == config.audio.sample_rate and 0 < np.abs(wave).max() < 1
     page = plane_page(plane, config.audio).data
-    assert page.count("<audio") == page.count("<button") == 9
+    assert page.count("<audio controls") == page.count("<button") == 9
+    # Cleaned of styles and handlers, as pages of strangers are, it has nine labelled players.
+    cleaned = re.sub(r'<style>.*?</style>| on\w+="[^"]*"', "", page, flags=re.S)
+    assert "onclick" not in cleaned and "onload" not in cleaned
+    players = re.findall(r'<audio controls aria-label="([^"]+)" src="data:audio/wav', cleaned)
+    assert len(set(players)) == 9 and "valence -0.80, arousal +0.80" in players
     assert 'aria-label="play valence -0.80, arousal +0.80"' in page
     assert "repeat(3, minmax(0, 1fr))" in page and "http" not in page
 
@@ -311,7 +348,8 @@ def test_the_plane_sounds_and_answers(tmp_path):
         explorer.label.value == "valence +0.00, arousal +0.00"
         and explorer.sound.value[:4] == b"RIFF"
     )
-    seen = set()
+    assert explorer.sound.autoplay is False  # nothing sounds because a cell is shown
+    seen, sounds = set(), []
     for i, button in enumerate(explorer.buttons):
         button.click()
         assert explorer.shown == i and explorer.label.value == button.tooltip
@@ -322,6 +360,24 @@ def test_the_plane_sounds_and_answers(tmp_path):
     assert len(seen) == 9
     explorer.valence.value, explorer.arousal.value = -0.75, 1.0  # the keyboard's way
     assert explorer.shown == 0
+    explorer.sound.observe(lambda change: sounds.append(change["new"]), "value")
+    explorer.buttons[0].click()  # once more: emptied and filled, else nothing would be sent
+    assert explorer.sound.autoplay is True and explorer.shown == 0
+    assert [sound[:4] for sound in sounds] == [b"", b"RIFF"]
+
+
+def test_sounds_are_counted_and_put_in_order(tmp_path):
+    run, config = write_run(tmp_path)
+    synthesize(run, config)
+    table = emotion_table(render_emotions(run, config)["record"])
+    assert list(table.index) == [*EMOTIONS] and table.notna().all().all()
+    # The real song beside each is the same melody: six notes in two seconds, tones not drums.
+    assert table[("onsets (a second)", "real")].between(1.5, 5).all()
+    assert (table[("tones / drums (dB)", "real")] > 3).all()
+    sentence = describe_order(table)
+    assert "asked is sad calm, content relaxed, neutral, happy energetic, angry tense" in sentence
+    quiet = sound_facts(np.zeros(22050, dtype=np.float32), config.audio)
+    assert quiet == {"onsets": 0.0, "harmonic": None}
 
 
 def test_a_report_leaves_widgets_out(tmp_path):

@@ -10,8 +10,9 @@ from musemo.flow_training import FlowLearner, fit_flow, flow_rate
 from musemo.gan_quality import judge_generators
 from musemo.gan_training import fit_gan
 from musemo.generator_training import Songs, train
+from musemo.pieces import blend_windows, window_starts
 from musemo.presets import make_config
-from musemo.synthesis import load_generator, pick_generator, synthesize
+from musemo.synthesis import load_generator, pick_generator, seam_table, synthesize
 from tests.test_gan import artifacts, music, write_run
 
 SMALL = {
@@ -136,9 +137,62 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     run = write_run(tmp_path, 0.0)
     fit_flow(run, small())
     load_generator(run, small(), "flow")
-    for values in ({"flow.channels": [8, 16, 24]}, {"audio.n_mels": 64}):
-        with pytest.raises(MusemoError, match="flow.safetensors is of another configuration"):
-            load_generator(run, small(**values), "flow")
+    other = {
+        "flow.channels": (8, 16, 24),
+        "audio.n_mels": 64,
+        "audio.f_max": 7000.0,
+        "audio.sample_rate": 24000,
+        "audio.db_min": -50.0,
+        "audio.hop": 256,
+        "gan.frames": 48,
+    }
+    for field, value in other.items():
+        rule = f"flow.safetensors is of another configuration: {field} is .*needs .*--from 5"
+        with pytest.raises(MusemoError, match=rule):
+            load_generator(run, small(**{field: value}), "flow")
+    # What only training or drawing needs is free to differ.
+    load_generator(run, small(**{"flow.guidance": 1.0, "flow.steps": 9}), "flow")
+    load_generator(run, small(**{"audio.clip_seconds": 5.0}), "flow")
+
+
+def test_weights_that_are_broken_or_say_nothing_of_themselves(tmp_path):
+    run = write_run(tmp_path, 0.0)
+    fit_flow(run, small())
+    history = run.load("flow_history.json")
+    run.save("flow_history.json", {k: v for k, v in history.items() if k != "settings"})
+    with pytest.raises(MusemoError, match="audio.sample_rate is None, this one needs 22050"):
+        load_generator(run, small(), "flow")
+    run.save("flow_history.json", history)
+    whole = run.path("flow.safetensors").read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:5], b""):
+        run.path("flow.safetensors").write_bytes(part)
+        with pytest.raises(MusemoError, match=r"flow.safetensors is no whole .*: delete it"):
+            load_generator(run, small(), "flow")
+
+
+def test_windows_of_a_trained_flow_agree_where_they_meet():
+    "Against the same flow's windows drawn apart and laid over each other, which do not."
+    config = small(**{"flow.steps": 80, "flow.channels": [16, 24, 32], "flow.draw_steps": 8})
+    rng = np.random.default_rng(0)
+    songs = np.zeros((8, 128, 80))  # a beat every 16 frames, somewhere, and its decay
+    for song, first in zip(songs, rng.integers(0, 16, 8), strict=True):
+        song[:] = 0.6 * np.exp(-((np.arange(80) - first) % 16) / 5) - 0.5
+    songs += rng.normal(0, 0.05, songs.shape)
+    net, width = trained(config, songs.astype(np.float32))[1], config.gan.frames
+    draw, labels = torch.no_grad()(net), torch.zeros(8, 2)
+    noise = torch.randn(8, 128 * 2 * width, generator=torch.Generator().manual_seed(1))
+    piece = draw(noise, labels, 2 * width)[:, 0].numpy()
+    starts = window_starts(2 * width, width)
+    cuts = [noise.unflatten(1, (128, -1))[..., a : a + width].flatten(1) for a in starts]
+    apart = torch.stack([draw(x.roll(i, 0), labels) for i, x in enumerate(cuts)], dim=1)
+    apart = blend_windows(apart, 2 * width)[:, 0].numpy()
+    real = np.tile(songs[..., 16:48], 4)
+    table = seam_table({"drawn": piece, "apart": apart, "real": real}, config)
+    assert abs(table.loc["real", "spread, ratio"] - 1) < 0.1
+    assert abs(table.loc["drawn", "spread, ratio"] - 1) < 0.15
+    assert abs(table.loc["drawn", "step, ratio"] - 1) < 0.15
+    assert abs(table.loc["drawn", "level, difference (dB)"]) < 1.5
+    assert table.loc["apart", "spread, ratio"] < 0.85
 
 
 def test_both_are_judged_alike_and_the_better_one_draws(tmp_path):

@@ -120,6 +120,25 @@ def test_another_configuration_in_an_old_run_is_refused(smoke_run, small_config)
         check_change(Run(smoke_run), changed_config(small_config, audio__f_min=30.0), 3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "first"),
+    [
+        ("generator", "gan", 7),
+        ("songs", 9, 7),
+        ("plane_side", 3, 7),
+        ("bandwidth", 0.5, 7),
+        ("jitter", 0.2, 5),  # generators train with it
+    ],
+)
+def test_what_section_7_alone_needs_costs_no_training(field, value, first, tmp_path):
+    run, config = Run(tmp_path), make_config("smoke")
+    save_config(run, config)
+    changed = changed_config(config, **{f"synthesis__{field}": value})
+    check_change(run, changed, first)
+    with pytest.raises(MusemoError, match=f"synthesis.{field}: .*--from {first}"):
+        check_change(run, changed, first + 1)
+
+
 def test_what_is_made_again_is_forgotten_first(smoke_run, small_config, tmp_path, monkeypatch):
     out = shutil.copytree(smoke_run, tmp_path / "copy")
     monkeypatch.setattr("musemo.pipeline.execute", lambda *_: 1 / 0)

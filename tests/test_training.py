@@ -4,18 +4,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from musemo.core import MusemoError
 from musemo.drawing import build_generator, generate
-from musemo.flow_training import fit_flow
-from musemo.gan_training import fit_gan
+from musemo.flow_training import FlowLearner, fit_flow
+from musemo.gan_training import GanLearner, fit_gan
+from musemo.generator_training import FITTED, Learner, Songs, draw_samples, train
 from musemo.movers import Keeper
+from musemo.pipeline import SECTIONS
 from musemo.presets import make_config
-from musemo.residual_training import fit_residual
+from musemo.residual_training import ResidualLearner, fit_residual
 from tests.test_flow import SMALL
-from tests.test_gan import artifacts, write_run
+from tests.test_gan import artifacts, music, write_run
 
+KINDS = {"gan": GanLearner, "residual": ResidualLearner, "flow": FlowLearner}
 FITS = {"gan": fit_gan, "residual": fit_residual, "flow": fit_flow}
 
 
@@ -58,6 +63,112 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(name, tmp_path, 
     assert json.loads((cut.folder / f"{name}_times.json").read_text())["steps"] == 5
 
 
+def section_5(run, config):
+    for stage in SECTIONS[4].stages(config):
+        stage.make(run, config)
+
+
+@pytest.fixture
+def count_steps(monkeypatch):
+    "Count the training steps of each generator."
+    steps, learn = dict.fromkeys(KINDS, 0), {}
+    for name, kind in KINDS.items():
+        learn[name] = kind.learn
+
+        def counted(self, *arguments, name=name):
+            steps[name] += type(self) is KINDS[name]
+            return learn[name](self, *arguments)
+
+        monkeypatch.setattr(kind, "learn", counted)
+    return steps
+
+
+def test_a_cut_between_two_generators_trains_none_again(tmp_path, killed_after, count_steps):
+    whole, cut = (write_run(tmp_path / part, 0.0) for part in ("whole", "cut"))
+    config = small(generators=["gan", "flow"], **{"flow.steps": 7})
+    section_5(whole, config)
+    assert count_steps == {"gan": 5, "residual": 0, "flow": 7}
+    killed_after(6)  # the GAN has five steps: the flow is cut off
+    with pytest.raises(Killed):
+        section_5(cut, config)
+    killed_after(-1)
+    assert count_steps == {"gan": 10, "residual": 0, "flow": 13}
+    section_5(cut, config)
+    assert count_steps == {"gan": 10, "residual": 0, "flow": 14}
+    for name in ("gan", "flow"):
+        assert artifacts(cut, name) == artifacts(whole, name)
+
+
+def test_one_more_generator_leaves_the_others_alone(tmp_path, count_steps):
+    run = write_run(tmp_path, 0.0)
+    history, asked, windows = fit_flow(run, small(generators=["flow"]))
+    before = artifacts(run, "flow")
+    section_5(run, small(generators=["gan", "flow"]))
+    assert count_steps == {"gan": 5, "residual": 0, "flow": 5}
+    assert artifacts(run, "flow") == before
+    again = fit_flow(run, small(generators=["gan", "flow"], **{"gan.epochs": 9}))
+    assert (
+        again[0] == history and np.allclose(again[1], asked) and np.array_equal(again[2], windows)
+    )
+    run.path("flow_samples.csv").unlink()  # not all is there any more
+    fit_flow(run, small())
+    assert count_steps["flow"] == 10 and artifacts(run, "flow") == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"synthesis.jitter": 0.2},
+        {"gan.samples": 9},
+        {"gan.frames": 48},
+        {"flow.draw_steps": 2},
+        {"flow.guidance": 1.5},
+        {"flow.guidance_until": 0.3},
+        {"flow.crowding": 2.0},
+        {"audio.f_max": 7000.0},
+        {"seed": 4},
+    ],
+    ids=str,
+)
+def test_what_changes_the_samples_draws_them_anew(values, tmp_path, count_steps):
+    run = write_run(tmp_path, 0.0)
+    fit_flow(run, small())
+    before = artifacts(run, "flow")
+    fit_flow(run, small(**values))
+    assert count_steps["flow"] == 10
+    assert artifacts(run, "flow")["flow_history.json"] != before["flow_history.json"]
+
+
+def test_a_cut_while_saving_is_not_taken_for_the_whole(tmp_path, monkeypatch, count_steps):
+    "Files of two trainings never pass for one: the history goes first and comes last."
+    run, save = write_run(tmp_path, 0.0), type(write_run(tmp_path, 0.0)).save
+    fit_flow(run, small())
+
+    def cut(self, name, value):
+        if name == "flow_samples.csv":
+            raise Killed
+        return save(self, name, value)
+
+    monkeypatch.setattr(type(run), "save", cut)
+    with pytest.raises(Killed):
+        fit_flow(run, small(seed=1))
+    monkeypatch.setattr(type(run), "save", save)
+    fit_flow(run, small())  # the first one's files are no longer whole
+    assert count_steps["flow"] == 15 and run.has(*("flow" + end for end in FITTED))
+
+
+def test_time_of_all_sessions_counts(tmp_path, killed_after, monkeypatch):
+    clock = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("musemo.movers.time.monotonic", lambda: next(clock))
+    run, config = write_run(tmp_path, 0.0), small()
+    killed_after(config.flow.steps)
+    with pytest.raises(Killed):
+        fit_flow(run, config)
+    killed_after(-1)
+    fit_flow(run, config)  # not a step is left
+    assert run.load("flow_times.json")["step"] > 2
+
+
 @pytest.mark.parametrize("change", ["settings", "moves", "songs"])
 def test_a_state_of_another_training_is_not_used(change, tmp_path, killed_after, capsys):
     run, config = write_run(tmp_path / "cut", 0.0), small()
@@ -91,6 +202,39 @@ def test_states_are_kept_as_often_as_wanted(every, files, tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
     fit_flow(run, small(checkpoint=every))
     assert len(list(run.folder.glob("flow_checkpoint.safetensors"))) == files
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_half_precision_moves_every_weight(name, precision):
+    "A step whose gradient overflows is left out: with each left out, nothing would be learnt."
+    half = {"precision": precision, "gan.frames": 32, "flow.steps": 5}
+    config, songs = small(**half), Songs(*music(4))
+    torch.manual_seed(0)
+    learner = KINDS[name](config, songs, torch.device("cpu"))
+    networks = {key: mover.network for key, mover in learner.movers.items()}
+    before = {key: [p.detach().clone() for p in x.parameters()] for key, x in networks.items()}
+    table = pd.DataFrame(train(learner, songs, name, seed=0))
+    assert len(table) == 5 and np.isfinite(table.filter(regex="loss$")).all().all()
+    # In float16 some steps are left out until the scale fits, but not most.
+    assert np.isfinite(table.filter(regex="norm$")).mean().min() >= 0.6
+    for key, network in {**networks, "average": learner.average}.items():
+        assert all(x.isfinite().all() for x in network.state_dict().values()), key
+    for key, network in networks.items():
+        moved = [not torch.equal(*x) for x in zip(before[key], network.parameters(), strict=True)]
+        assert np.mean(moved) > 0.85, key  # what only labels reach stays still at first
+    _, windows = draw_samples(learner, songs.labels)
+    assert np.isfinite(windows).all() and windows.std() > 0.01
+
+
+def test_float16_that_cannot_work_stops_with_a_way_out():
+    learner = Learner(small(precision="float16"), torch.device("cpu"), steps=1, batch_size=2)
+    mover = learner.put("generator", torch.nn.Linear(1, 1), betas=(0.5, 0.9), clip=1.0)
+    weight = mover.network.weight
+    with pytest.raises(MusemoError, match="loss scale of 1 .*precision=float32, or bfloat16"):
+        for _ in range(11):
+            mover.follow(weight.sum() * torch.inf, 0.1)
+    assert weight.isfinite().all()
 
 
 @pytest.mark.parametrize("name", FITS)

@@ -229,10 +229,15 @@ class Run:
         return write_atomic(self.path(name), value)
 
     def load(self, name: str):
-        "Read an artifact; arrays are memory-mapped. Raises MusemoError where it is missing."
-        if not self.has(name):
-            raise MusemoError(f"{self.path(name)} is missing: run the section that makes it first")
-        return _readers[Path(name).suffix](self.path(name))
+        "Read an artifact, arrays memory-mapped; raises MusemoError where it is missing or broken."
+        path = self.path(name)
+        if not path.exists():
+            raise MusemoError(f"{path} is missing: run the section that makes it first")
+        try:
+            return _readers[path.suffix](path)
+        except (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError) as error:
+            rule = f"is no whole {path.suffix} file ({error})"
+            raise MusemoError(f"{path} {rule}: delete it, and make its section again") from error
 
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
@@ -241,7 +246,8 @@ class Run:
 
 
 # %% [markdown]
-# The round trip is exact, a failed write leaves the old file, and a missing file says what to do.
+# The round trip is exact, a failed write leaves the old file, and a file that is missing or was
+# copied in part says what to do.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -253,6 +259,10 @@ with tempfile.TemporaryDirectory() as folder:
     test_eq(run.load("b.json")["x"], 1)
     test_fail(lambda: run.load("c.csv"), contains="c.csv is missing")
     test_eq(sorted(p.name for p in Path(folder).iterdir()), ["a.npy", "b.json"])
+    weights = run.save("d.safetensors", {"w": torch.ones(9)})
+    for path in (weights, run.path("a.npy"), run.path("b.json")):
+        path.write_bytes(path.read_bytes()[:-8])
+        test_fail(lambda name=path.name: run.load(name), contains="delete it, and make its section")
 
 
 # %% [markdown]
@@ -341,18 +351,13 @@ test_eq(list(progress(range(3), desc="three")), [0, 1, 2])
 #| export
 COLORS = {"real": "#1f5a94", "model": "#e8862e", "floor": "#9a9a9a", "third": "#5b9e6f"}
 _style = {
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
+    **dict.fromkeys(("figure.constrained_layout.use", "axes.grid"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "grid.alpha": 0.25,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
 }
 
 

@@ -24,11 +24,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from musemo.config import Config
-from musemo.pieces import blend_windows, window_starts
+from musemo.pieces import blend_windows, in_full, window_starts
 
 # %%
 #| export pieces
 import torch
+from torch import nn
 
 # %%
 #| export flow
@@ -40,7 +41,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from musemo.config import Config, FlowConfig
-from musemo.pieces import blend_windows, window_starts
+from musemo.pieces import blend_windows, in_full, window_starts
 
 # %%
 #| export drawing
@@ -234,6 +235,31 @@ test_close(blend_windows(cuts, 100), piece, eps=1e-5)
 
 
 # %% [markdown]
+# ## Half precision stops before the picture
+#
+# In half precision, steps near 1 are as wide as .004, which is .2 dB on the suite's scale. So
+# what a GPU computes in halves, the last layer of each generator turns into a picture in full.
+
+
+# %%
+#| export pieces
+def in_full(
+    layer: nn.Module,
+    x: torch.Tensor,  # in any precision
+) -> torch.Tensor:  # float32
+    "Apply a layer in float32, also where autocast is on."
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
+# %%
+line, x = nn.Linear(3, 2), torch.randn(4, 3)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    test_eq((line(x).dtype, in_full(line, x).dtype), (torch.bfloat16, torch.float32))
+assert torch.equal(in_full(line, x), line(x))
+
+
+# %% [markdown]
 # ## The generator
 #
 # Noise and condition become a seed map a sixteenth of the picture's size; four transposed
@@ -296,7 +322,7 @@ class Generator(nn.Module):
         for i, layer in enumerate(self.layers):
             x = self.attention(x) if i == self.attention_after else x
             x = layer(x, condition, parts[i])
-        return torch.tanh(self.last(x) + self.level)[..., :frames]
+        return torch.tanh(in_full(self.last, x) + self.level)[..., :frames]
 
 
 # %% [markdown]
@@ -735,7 +761,7 @@ class Flow(nn.Module):
         condition = F.silu(self.embed(torch.cat([time_features(t), labels, asked], dim=1)))
         past, out = self.mix(condition)[:, :, None, None].chunk(2, dim=1)
         inner = self.level(self.first(torch.cat([x, planes], dim=1)) + self.position, condition)
-        x = past * x + out * self.last(F.silu(self.norm(inner)))
+        x = past * x + out * in_full(self.last, F.silu(self.norm(inner)))
         return F.pixel_shuffle(x, 4)[..., :frames]
 
     def guess(
@@ -839,16 +865,17 @@ assert times[1] < 0.03 and sorted(times) == times
 #| export drawing
 def check_conditions(
     conditions: np.ndarray,  # (K, 2) valence and arousal
+    what: str = "condition",  # they are, for the message
 ) -> np.ndarray:  # float32
     "Refuse conditions that are no emotions; raises MusemoError."
     conditions = np.asarray(conditions, dtype=np.float32)
     if conditions.ndim != 2 or conditions.shape[1] != 2:
-        raise MusemoError(f"conditions of shape {conditions.shape}: needed is (K, 2)")
+        raise MusemoError(f"{what}s of shape {conditions.shape}: needed is (K, 2)")
     bad = np.flatnonzero(~(np.abs(conditions) <= 1).all(1))  # NaN is bad, too
     if len(bad):
         valence, arousal = conditions[bad[0]]
         raise MusemoError(
-            f"condition {bad[0]} is valence {valence:g}, arousal {arousal:g}: "
+            f"{what} {bad[0]} is valence {valence:g}, arousal {arousal:g}: "
             "both must be in [-1, 1]; map (x - 5) / 4 from the 1-9 scale"
         )
     return conditions
@@ -860,7 +887,7 @@ def row_noise(
 ) -> torch.Tensor:  # (B, size) standard normal
     "Draw the noise of each row from its own seed, on the CPU whatever the device."
     rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.empty(0, size)
 
 
 # %%
@@ -877,10 +904,16 @@ def generate(
     precision: torch.dtype = torch.float32,
     out: np.ndarray | None = None,  # (K, M, T) float16 to write into, e.g. on disk
 ) -> np.ndarray:  # (K, M, T) float16 in [-1, 1]
-    "Generate a piece for each condition; raises MusemoError for conditions off the scale."
+    "Generate a piece for each condition; raises MusemoError for odd conditions or seeds."
     conditions, device = torch.from_numpy(check_conditions(conditions)), torch.device(device)
+    if len(seeds) != len(conditions):
+        raise MusemoError(
+            f"{len(seeds)} seeds for {len(conditions)} conditions: give one to each row; "
+            "rows may share theirs"
+        )
     generator, size = generator.to(device).eval(), generator.noise_size(frames)
-    for start in progress(range(0, len(conditions), batch_size), desc="drawing"):
+    # Without conditions one batch of no rows still says how many bands there are.
+    for start in progress(range(0, max(len(conditions), 1), batch_size), desc="drawing"):
         asked = conditions[start : start + batch_size]
         noise = row_noise(seeds[start : start + batch_size], size)
         with autocast(device, precision):
@@ -894,6 +927,8 @@ def generate(
     return out
 
 
+# %%
+#| export drawing
 def build_generator(
     config: Config,
     name: str,  # gan, residual or flow
@@ -913,9 +948,60 @@ for name in ("gan", "residual", "flow"):
     test_close(generate(drawer, wanted, seeds=[1, 2, 3], frames=64, batch_size=2), drawn, eps=2e-3)
     test_eq(generate(drawer, wanted[:1], seeds=[1], frames=150).shape, (1, 128, 150))
 options = {"seeds": [1], "frames": 64}
+test_eq(generate(generator, np.empty((0, 2)), seeds=[], frames=64).shape, (0, 128, 64))
+test_fail(lambda: generate(generator, wanted, **options), contains="1 seeds for 3 conditions")
 test_fail(lambda: generate(generator, [[0, 1.5]], **options), contains="arousal 1.5")
 test_fail(lambda: check_conditions([[0, 0], [4.2, 0]]), contains="condition 1 is valence 4.2")
 test_fail(lambda: check_conditions([[np.nan, 0]]), contains="must be in [-1, 1]")
+
+
+# %% [markdown]
+# Weights mean something only on the audio scale and at the width that they were trained for.
+# Many such settings change no shape: weights for 8 kHz load without complaint where bands end at
+# 7, and draw everything out of tune. So what they depend on is written beside them, and compared.
+
+
+# %%
+#| export drawing
+def weight_settings(
+    config: Config,
+    name: str,  # gan, residual or flow
+) -> dict[str, object]:  # dotted field -> value, as JSON has it
+    "List the settings that a generator's weights fit; with others they mean nothing."
+    audio = config.audio.model_dump(mode="json", exclude={"clip_seconds"})
+    if name == "flow":
+        own = {"gan": {"frames": config.gan.frames}, "flow": {"channels": [*config.flow.channels]}}
+    else:
+        sizes = ("frames", "latent", "condition", "channels", "narrowest", "attention_after")
+        own = {"gan": config.gan.model_dump(mode="json", include=set(sizes))}
+    return {f"{part}.{k}": v for part, x in ({"audio": audio} | own).items() for k, v in x.items()}
+
+
+# %%
+#| export drawing
+def check_weight_settings(
+    found: dict[str, object],  # what weight_settings listed in training
+    config: Config,
+    name: str,
+) -> None:
+    "Raise MusemoError with the field in which weights are of another configuration."
+    for field, needed in weight_settings(config, name).items():
+        if found.get(field) != needed:
+            raise MusemoError(
+                f"{name}.safetensors is of another configuration: {field} is {found.get(field)}, "
+                f"this one needs {needed}; train again (--from 5), or set {field} back"
+            )
+
+
+# %%
+lower = make_config("smoke", {**tiny, "audio.f_max": 7000})
+check_weight_settings(weight_settings(small, "gan"), small, "gan")
+for name in ("gan", "residual", "flow"):
+    known = weight_settings(small, name)
+    test_fail(
+        lambda known=known, name=name: check_weight_settings(known, lower, name),
+        contains="audio.f_max is 8000.0, this one needs 7000.0",
+    )
 
 
 # %% [markdown]

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from musemo.core import Run
+from musemo.core import MusemoError, Run
 
 # %%
 #| export generator_training
@@ -50,7 +50,7 @@ from musemo.core import (
     seed_everything,
     seed_for,
 )
-from musemo.drawing import generate
+from musemo.drawing import check_conditions, generate, weight_settings
 from musemo.movers import Keeper, Mover
 
 # %%
@@ -137,8 +137,10 @@ test_close((means.abs().max().item(), deviation.item()), (0, 0.5))
 # ## What moves a network
 #
 # A network with its Adam, its clipping and, in float16, its loss scale. The scale is undone
-# before clipping: else the clip would bite on scaled gradients. The rate comes with each step,
-# since every schedule here is a function of the step's number.
+# before clipping: else the clip would bite on scaled gradients. A step whose gradient overflows
+# is left out and the scale halved. It starts at 2 ** 10: from torch's 2 ** 16 the first steps
+# of all would be left out, and training that never moved would look like training. The rate comes
+# with each step, since every schedule here is a function of the step's number.
 
 
 # %%
@@ -158,10 +160,10 @@ class Mover:
         self.network, self.clip = network, clip
         self.adam = torch.optim.AdamW(network.parameters(), betas=betas, weight_decay=decay)
         device = next(network.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(device, init_scale=2.0**10, enabled=scaled)
 
     def follow(self, loss: torch.Tensor, rate: float) -> float:  # norm before clipping
-        "Follow the gradient of a loss once."
+        "Follow the gradient of a loss once; raises MusemoError where float16 cannot hold it."
         self.adam.param_groups[0]["lr"] = rate
         self.adam.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -169,6 +171,11 @@ class Mover:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.scaler.step(self.adam)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise MusemoError(
+                f"gradients overflow float16 even at a loss scale of 1 (their norm: {norm:g}); "
+                "set precision=float32, or bfloat16 where the device has it"
+            )
         return norm.item()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -204,15 +211,20 @@ line = nn.Linear(1, 1, bias=False)
 mover = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=False)
 test_close(mover.follow(100 * line.weight.sum(), 0.1), 100)
 test_close(line.weight.grad.abs().item(), 1, eps=1e-5)
+halves = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=True)
+test_fail(
+    lambda: [halves.follow(np.inf * line.weight.sum(), 0.1) for _ in range(11)],
+    contains="even at a loss scale of 1",
+)
 
 
 # %% [markdown]
 # ## Cut off, and on again
 #
 # A training of an hour must survive a full disk, a closed laptop, the end of a session. Every
-# minute or so its whole state goes to one file: weights, Adam's moments, the average and the
-# log. Nothing else is needed, since randomness and rates follow from the step's number. A state
-# that belongs to other songs or settings is not used, and a line says so.
+# minute or so its whole state goes to one file: weights, Adam's moments, the average, the log and
+# the seconds that it took. Nothing else is needed, since randomness and rates follow from the
+# step's number. A state that belongs to other songs or settings is not used, and a line says so.
 
 
 # %%
@@ -232,14 +244,21 @@ class Keeper:
     ):
         self.run, self.movers, self.average = run, movers, average
         self.identity, self.every = identity, every
-        self.file, self.kept = f"{name}_checkpoint.safetensors", time.monotonic()
+        self.file = f"{name}_checkpoint.safetensors"
+        self.begun = self.kept = time.monotonic()
+        self.before = 0.0  # seconds, of sessions that were cut off
+
+    def seconds(self) -> float:
+        "Say how long the training took so far, all its sessions together."
+        return self.before + time.monotonic() - self.begun
 
     def keep(self, rows: list[dict], *, now: bool = False) -> None:
         "Write the state where the last one is old enough, or now."
         if not now and (not self.every or time.monotonic() - self.kept < self.every):
             return
-        about = json.dumps({"identity": self.identity, "rows": rows}).encode()
-        state = {"about": torch.frombuffer(bytearray(about), dtype=torch.uint8)}
+        about = {"identity": self.identity, "rows": rows, "seconds": self.seconds()}
+        about = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+        state = {"about": about}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, mover in self.movers.items():
             state |= {f"{name}.{key}": value for key, value in mover.state().items()}
@@ -260,6 +279,7 @@ class Keeper:
             mover.restore({k.removeprefix(f"{name}."): v for k, v in own.items()})
         average = {k: v for k, v in state.items() if k.startswith("average.")}
         self.average.load_state_dict({k.removeprefix("average."): v for k, v in average.items()})
+        self.before, self.begun = about.get("seconds", 0.0), time.monotonic()
         return about["rows"]
 
 
@@ -364,13 +384,27 @@ test_fail(lambda: check_finite("gan", 3, {"loss": np.nan}), contains="step 3: lo
 # It reads the training part and nothing else. The windows for section 6 are asked for emotions
 # that training songs have, moved a little, the same for each generator. How long training and
 # drawing took stands in a file of its own: it is the one thing that differs from run to run.
+#
+# The history is written last and says what all of it depends on. A generator that is there with
+# the same songs and settings is read and not trained again: after a cut between two
+# generators, or when a run asks for one more.
 
 
 # %%
 #| export generator_training
+def training_songs(run: Run) -> Songs:
+    "Read the training songs; raises MusemoError where a label is off the scale."
+    table, log_mel = load_part(run, "train")
+    labels = table[["valence", "arousal"]].to_numpy(np.float64)
+    check_conditions(labels, "training song")
+    return Songs(log_mel, table["frames"].to_numpy(), labels)
+
+
 def training_identity(config: Config, songs: Songs, name: str) -> str:
-    "Name what a training depends on: songs, labels and settings."
+    "Name what a training and its samples depend on: songs, labels and settings."
     parts = dict.fromkeys(("seed", "precision", "audio", "gan", name), True)
+    if name == "flow":  # it shares with the GANs how its samples are drawn, and nothing else
+        parts["gan"] = {"frames", "samples", "batch_size"}
     settings = config.model_dump_json(include=parts | {"synthesis": {"jitter"}})
     whole = hashlib.blake2b(settings.encode(), digest_size=16)
     for array in (songs.log_mel, songs.frames, songs.labels):
@@ -378,6 +412,8 @@ def training_identity(config: Config, songs: Songs, name: str) -> str:
     return whole.hexdigest()
 
 
+# %%
+#| export generator_training
 def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
     table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
@@ -385,21 +421,57 @@ def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 def draw_samples(
-    generator: nn.Module,
+    learner: Learner,
     labels: np.ndarray,  # (N, 2) of training songs
-    config: Config,
-    device: torch.device,
 ) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
-    "Draw the windows that section 6 judges."
+    "Draw the windows that section 6 judges, in the precision of the training."
+    config = learner.config
     rng = rng_for(config.seed, "samples")
     chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
     asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
-    options = {"frames": config.gan.frames, "batch_size": config.gan.batch_size, "device": device}
+    options = {"frames": config.gan.frames, "batch_size": config.gan.batch_size}
+    options |= {"device": learner.device, "precision": learner.precision}
     seeds = [seed_for(config.seed, "sample", row) for row in range(len(asked))]
-    windows = generate(generator, asked, seeds=seeds, **options)
+    windows = generate(learner.networks()["generator"], asked, seeds=seeds, **options)
     return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
 
 
+# %%
+#| export generator_training
+FITTED = (".safetensors", "_samples.npy", "_samples.csv", "_times.json", "_history.json")
+
+
+def load_fitted(
+    run: Run,
+    name: str,  # gan, residual or flow
+    identity: str,  # of songs and settings
+) -> tuple | None:  # history, what was asked, windows drawn; None: not there
+    "Read what a finished training left, where it is the same training and all of it is there."
+    if not run.has(*(name + end for end in FITTED)):
+        return None
+    history = run.load(f"{name}_history.json")
+    if history.get("identity") != identity:
+        return None
+    print(f"{name} was trained before; delete {name}_history.json to train it again")
+    return history, run.load(f"{name}_samples.csv"), run.load(f"{name}_samples.npy")
+
+
+# %%
+#| export generator_training
+def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object]) -> None:
+    "Write what a training leaves; the history goes first and comes last: it vouches for the rest."
+    run.path(f"{name}_history.json").unlink(missing_ok=True)
+    weights = {
+        f"{part}.{key}": value.detach().cpu().contiguous()
+        for part, network in learner.networks().items()
+        for key, value in network.state_dict().items()
+    }
+    for end in FITTED:
+        run.save(name + end, weights if end == ".safetensors" else results[end])
+
+
+# %%
+#| export generator_training
 def fit_generator(
     run: Run,
     config: Config,
@@ -407,47 +479,40 @@ def fit_generator(
     kind: Callable[[Config, Songs, torch.device], Learner],
 ) -> tuple[dict, pd.DataFrame, np.ndarray]:  # history, what was asked, windows drawn
     "Train on the run's training songs, or go on; draw samples; save all of it."
-    table, log_mel = load_part(run, "train")
-    songs = Songs(
-        log_mel, table["frames"].to_numpy(), table[["valence", "arousal"]].to_numpy(np.float64)
-    )
+    songs = training_songs(run)
+    identity = training_identity(config, songs, name)
+    fitted = load_fitted(run, name, identity)
+    if fitted:
+        return fitted
     seed_everything(seed_for(config.seed, name, "weights"))
     learner = kind(config, songs, pick_device(config.device))
-    keeper = Keeper(
-        run,
-        name,
-        learner.movers,
-        learner.average,
-        identity=training_identity(config, songs, name),
-        every=config.checkpoint,
-    )
-    rows, start = keeper.restore(), time.perf_counter()
-    done = len(rows)
-    rows = train(
-        learner, songs, name, seed=seed_for(config.seed, name), rows=rows, keep=keeper.keep
-    )
-    trained = time.perf_counter()
-    networks = learner.networks()
-    asked, windows = draw_samples(networks["generator"], songs.labels, config, learner.device)
-    times = {
-        "step": (trained - start) / max(len(rows) - done, 1),
-        "drawing": (time.perf_counter() - trained) / len(windows),
-        "steps": len(rows),
-        "units": {"step": "s", "drawing": "s a window", "steps": "count"},
-    }
-    history = {"steps": as_columns(rows), "units": learner.units}
-    run.save(f"{name}_samples.npy", windows)
-    run.save(f"{name}_samples.csv", asked)
-    run.save(f"{name}_times.json", times)
-    run.save(f"{name}_history.json", history)
-    weights = {
-        f"{part}.{key}": value.detach().cpu().contiguous()
-        for part, network in networks.items()
-        for key, value in network.state_dict().items()
-    }
-    run.save(f"{name}.safetensors", weights)
+    options = {"identity": identity, "every": config.checkpoint}
+    keeper = Keeper(run, name, learner.movers, learner.average, **options)
+    seed, rows = seed_for(config.seed, name), keeper.restore()
+    rows = train(learner, songs, name, seed=seed, rows=rows, keep=keeper.keep)
+    seconds, begun = keeper.seconds(), time.perf_counter()
+    asked, windows = draw_samples(learner, songs.labels)
+    drawing = (time.perf_counter() - begun) / len(windows)
+    times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
+    times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
+    history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
+    history |= {"identity": identity, "settings": weight_settings(config, name)}
+    results = {"_samples.npy": windows, "_samples.csv": asked}
+    save_fitted(run, name, learner, results | {"_times.json": times, "_history.json": history})
     run.path(keeper.file).unlink(missing_ok=True)
     return history, asked, windows
+
+
+# %% [markdown]
+# Labels on another scale would be clamped in training, each song as happy as can be.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    run = Run(Path(folder))
+    table = pd.DataFrame({"row": [0], "frames": [9], "split": "train", "valence": 5.0})
+    run.save("songs.csv", table.assign(arousal=0.0))
+    run.save("logmel.npy", np.zeros((1, 4, 9), dtype=np.float16))
+    test_fail(lambda: training_songs(run), contains="training song 0 is valence 5")
 
 
 # %% [markdown]
@@ -1007,17 +1072,30 @@ assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 with tempfile.TemporaryDirectory() as folder:
     assert_same(flow_learner, resume_toy(FlowLearner, small, folder))
 
-
 # %% [markdown]
 # ## What a step costs at full size
 #
 # The specification's 30 s are 1292 frames wide. Whether that fits is better known before an
-# hour of training: one step is made on noise of that width, its time taken, and what its layers
-# keep for the gradient counted at its peak, beside weights and optimiser.
+# hour of training: a step is made twice on noise of that width. In the first, what its layers keep
+# for the gradient is counted at its peak, beside weights, gradients, optimiser and average. The
+# second is timed: the first one also loads and chooses the device's routines. It is the first step
+# of a training, for the residual pair one with a penalty, and so the dearest of its kind.
+
+# %%
+#| export training_cost
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from musemo.config import Config
+from musemo.core import pick_device, rng_for
+from musemo.generator_training import Learner, Songs
 
 
 # %%
-#| export generator_training
+#| export training_cost
 class _Counted:
     "A tensor kept for a gradient; counted until it is let go."
 
@@ -1037,6 +1115,16 @@ class _Counted:
             self.count["now"] -= self.bytes
 
 
+def resident_numbers(learner: Learner) -> int:
+    "Count what stays from step to step: weights and moments, gradients, and the average."
+    movers, average = learner.movers.values(), learner.average.module
+    state = sum(x.numel() for mover in movers for x in mover.state().values())
+    gradients = sum(x.numel() for mover in movers for x in mover.network.parameters())
+    return state + gradients + sum(x.numel() for x in average.state_dict().values())
+
+
+# %%
+#| export training_cost
 def step_cost(
     config: Config,
     kind: Callable[[Config, Songs, torch.device], Learner],
@@ -1044,31 +1132,38 @@ def step_cost(
     frames: int,  # T
     batch_size: int,
 ) -> dict[str, float]:  # seconds; MB
-    "Measure the first step of a training at another width, on noise."
+    "Measure a step of a training at another width, on noise: its memory, then its time."
     size = {"batch_size": batch_size}
     parts = {"gan": config.gan.model_copy(update={"frames": frames} | size)}
     parts["flow"] = config.flow.model_copy(update=size)
     config = config.model_copy(update=parts)
     shape, rng = (batch_size, config.audio.n_mels, frames), rng_for(config.seed, "cost")
-    songs = Songs(
-        rng.uniform(-1, 1, shape).astype(np.float32),
-        np.full(batch_size, frames),
-        rng.uniform(-1, 1, (batch_size, 2)),
-    )
+    labels = rng.uniform(-1, 1, (batch_size, 2))
+    noise = rng.uniform(-1, 1, shape).astype(np.float32)
+    songs = Songs(noise, np.full(batch_size, frames), labels)
     learner = kind(config, songs, pick_device(config.device))
     real, labels = (x.to(learner.device) for x in songs.batch(batch_size, 0, width=frames, seed=0))
-    count, start = {"owners": {}, "now": 0, "peak": 0}, time.perf_counter()
-    hooks = torch.autograd.graph.saved_tensors_hooks
+    count, hooks = {"owners": {}, "now": 0, "peak": 0}, torch.autograd.graph.saved_tensors_hooks
     with hooks(lambda tensor: _Counted(tensor, count), lambda kept: kept.tensor):
         learner.learn(real, labels, [])
-    state = sum(x.numel() for mover in learner.movers.values() for x in mover.state().values())
+    start = time.perf_counter()  # a step ends in reading its loss: the device is done by then
+    learner.learn(real, labels, [])
     seconds = time.perf_counter() - start
-    return {"step (s)": seconds, "memory (MB)": (count["peak"] + 4 * state) / 1e6}
+    return {
+        "step (s)": seconds,
+        "memory (MB)": (count["peak"] + 4 * resident_numbers(learner)) / 1e6,
+    }
 
 
 # %%
 costs = [step_cost(toy, GanLearner, frames=frames, batch_size=2) for frames in (64, 256)]
 assert costs[0]["memory (MB)"] < costs[1]["memory (MB)"] < 4 * costs[0]["memory (MB)"]
+# Five of each weight of the generator: itself, its gradient, two moments, and the average.
+one_layer = Learner(toy, torch.device("cpu"), steps=1, batch_size=2)
+one_layer.put("generator", nn.Linear(10, 1, bias=False), betas=(0.5, 0.9), clip=1.0)
+one_layer.average_from(0.9)
+one_layer.movers["generator"].follow(one_layer.movers["generator"].network.weight.sum(), 0.1)
+test_eq(resident_numbers(one_layer), 5 * 10 + 1)  # and Adam's count of steps
 
 # %% [markdown]
 # ## On the run
@@ -1145,8 +1240,8 @@ if "flow" in steps:
 
 # %%
 table = pd.DataFrame({name: run.load(f"{name}_times.json") for name in fitted}).T
-table = table.drop(columns="units").astype(float).round(3)
-table.columns = ["s a step", "s to draw a window", "steps"]
+shown = {"step": "s a step", "drawing": "s to draw a window", "steps": "steps"}
+table = table[list(shown)].astype(float).round(3).rename(columns=shown)
 for name, values in rounds.items():
     share = values[["accuracy_real", "accuracy_fake"]].mean(axis=1)[len(values) // 2 :]
     inside = share.between(config.gan.weak_below, config.gan.strong_above).mean()
@@ -1157,10 +1252,12 @@ for name in fitted:
     table.loc[name, [f"{key}, 2 x 30 s" for key in cost]] = [round(x, 1) for x in cost.values()]
 display(table)
 trained = ", ".join(f"{name} {len(values)} steps" for name, values in steps.items())
-first = next(iter(fitted))
-within = table["rounds within bounds"].iloc[0] if rounds else float("nan")
-number = f"{trained}; {first}: discriminator within its bounds in {within:.0%} of the last half"
-run.headline("05_gan_training", number if rounds else trained, figure)
+number = trained + "".join(
+    f"; {name}: discriminator within its bounds in {table.loc[name, 'rounds within bounds']:.0%} "
+    "of the last half"
+    for name in list(rounds)[:1]
+)
+run.headline("05_gan_training", number, figure)
 
 # %% [markdown]
 # For each corner of the valence-arousal plane the nearest training song (above) and what each

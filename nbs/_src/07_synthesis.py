@@ -35,15 +35,19 @@ from musemo.core import (
     seed_for,
     subplots,
 )
-from musemo.drawing import build_generator, check_conditions, generate
+from musemo.drawing import build_generator, check_conditions, check_weight_settings, generate
+from musemo.pieces import window_starts
 
 # %%
 #| hide
 from pathlib import Path
 
 from fastcore.test import test_close, test_eq, test_fail
-from safetensors.torch import save_file
+from musemo.core import cut_windows
+import torch
 
+from musemo.drawing import weight_settings
+from musemo.pieces import blend_windows
 from musemo.presets import make_config
 
 
@@ -108,8 +112,8 @@ test_fail(lambda: draw_conditions(labels[:0], 3, bandwidth=1.0, seed=0), contain
 # %% [markdown]
 # ## The trained generator
 #
-# Weights of another configuration would load in part, or not at all. Either way the error says
-# what does not fit and what to do.
+# Weights of another configuration would load in part, or not at all, or whole and draw on another
+# scale. So the settings written beside them are compared first, then every shape.
 
 
 # %%
@@ -128,7 +132,8 @@ def load_generator(
     name: str,  # one of config.generators
 ) -> nn.Module:
     "Load a generator; raises MusemoError where the checkpoint is of another configuration."
-    weights = run.load(f"{name}.safetensors")
+    weights, history = run.load(f"{name}.safetensors"), run.load(f"{name}_history.json")
+    check_weight_settings(history.get("settings", {}), config, name)
     weights = {k.removeprefix("generator."): v for k, v in weights.items() if k[:3] == "gen"}
     generator = build_generator(config, name)
     wanted = generator.state_dict()
@@ -138,8 +143,8 @@ def load_generator(
         key = (wrong or missing)[0]
         found, needed = (tuple(w[key].shape) if key in w else None for w in (weights, wanted))
         raise MusemoError(
-            f"{name}.safetensors is of another configuration: {key} is {found}, this one needs "
-            f"{needed}; train again (--from 5), or set {name}.* and audio.n_mels back"
+            f"{name}.safetensors does not fit {name}_history.json: {key} is {found}, needed is "
+            f"{needed}; train again (--from 5)"
         )
     generator.load_state_dict(weights)
     return generator
@@ -147,20 +152,24 @@ def load_generator(
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    config, other = (
-        make_config("smoke", {"gan.channels": n, "gan.narrowest": 8, "audio.n_mels": 32})
-        for n in (16, 32)
+    run, values = Run(Path(folder)), {"gan.narrowest": 8, "audio.n_mels": 32}
+    config, other, lower = (
+        make_config("smoke", values | {"gan.channels": n, "audio.f_max": top})
+        for n, top in ((16, 8000), (32, 8000), (16, 7000))
     )
     weights = build_generator(config, "gan").state_dict()
-    save_file(
-        {f"generator.{k}": v.contiguous() for k, v in weights.items()},
-        Path(folder) / "gan.safetensors",
-    )
-    trained = load_generator(Run(Path(folder)), config, "gan")
+    weights = {f"generator.{k}": v.contiguous() for k, v in weights.items()}
+    run.save("gan.safetensors", weights)
+    about = {"settings": weight_settings(config, "gan"), "units": {"settings": "as in config"}}
+    run.save("gan_history.json", about)
+    trained = load_generator(run, config, "gan")
     test_eq(generate(trained, [[0.8, 0.7]], seeds=[0], frames=100).shape, (1, 32, 100))
-    test_fail(lambda: load_generator(Run(Path(folder)), other, "gan"), contains="another config")
-    test_eq(pick_generator(Run(Path(folder)), make_config("full")), "gan")
-    test_fail(lambda: pick_generator(Run(Path(folder)), config), contains="gan_quality.json")
+    test_fail(lambda: load_generator(run, other, "gan"), contains="gan.channels is 16")
+    test_fail(lambda: load_generator(run, lower, "gan"), contains="audio.f_max is 8000.0")
+    run.save("gan.safetensors", dict(list(weights.items())[1:]))
+    test_fail(lambda: load_generator(run, config, "gan"), contains="does not fit gan_history")
+    test_eq(pick_generator(run, make_config("full")), "gan")
+    test_fail(lambda: pick_generator(run, config), contains="gan_quality.json")
 
 
 # %% [markdown]
@@ -244,6 +253,74 @@ test_eq(points.shape, (25, 2))
 test_close(points[[0, 12, 24]], [[-0.8, 0.8], [0, 0], [0.8, -0.8]], eps=1e-6)
 pieces = generate(trained, points, seeds=[3] * 25, frames=64)
 figure = plot_plane(pieces, points, config)
+
+
+# %% [markdown]
+# ## Where windows meet
+#
+# A piece longer than what the generator learnt is several windows in one, and section 6 judged
+# single ones. Where two meet half way, each counts half: if they did not agree, their mean would be
+# flatter than either, which smooth steps would never show. So stretches around the meeting places
+# are compared with stretches around the windows' own middles.
+
+
+# %%
+#| export
+def meeting_places(
+    length: int,  # frames of a piece
+    width: int,  # frames of a window
+) -> tuple[list[int], list[int]]:  # where two windows count alike; where one stands alone
+    "Find the frames half way between the middles of neighbouring windows, and these middles."
+    middles = [start + width // 2 for start in window_starts(length, width)]
+    return [(a + b) // 2 for a, b in zip(middles, middles[1:], strict=False)], middles
+
+
+def describe_stretches(
+    pieces: np.ndarray,  # (K, M, T) in [-1, 1]
+    places: list[int],  # middle frames
+    size: int,  # frames of a stretch
+    scale: float,  # dB of 1 on the scale
+) -> dict[str, float]:  # dB
+    "Measure stretches of pieces: level, spread in time, step from frame to frame."
+    starts = [place - size // 2 for place in places]
+    cuts = np.stack([pieces[..., a : a + size] for a in starts]).astype(np.float32) * scale
+    steps = np.abs(np.diff(cuts, axis=3))
+    return {"level": cuts.mean(), "spread": cuts.std(axis=3).mean(), "step": steps.mean()}
+
+
+# %%
+#| export
+def seam_table(
+    sets: dict[str, np.ndarray],  # name -> pieces (K, M, T) in [-1, 1], all of one length
+    config: Config,
+) -> pd.DataFrame | None:  # a row a set; None: pieces of one window have no seam
+    "Set what lies where windows meet against what lies inside a window."
+    scale, rows = (config.audio.db_max - config.audio.db_min) / 2, {}
+    for name, pieces in sets.items():
+        meets, middles = meeting_places(pieces.shape[2], config.gan.frames)
+        if not meets:
+            return None
+        size = config.gan.frames // 4
+        at, inside = (describe_stretches(pieces, x, size, scale) for x in (meets, middles))
+        rows[name] = {"level, difference (dB)": at["level"] - inside["level"]}
+        rows[name] |= {f"{key}, ratio": at[key] / inside[key] for key in ("spread", "step")}
+    return pd.DataFrame(rows).T
+
+
+# %% [markdown]
+# Noise has no seam, and the table says so. Windows drawn apart and laid over each other do: their
+# mean spreads less, though from frame to frame it is as smooth as ever.
+
+# %%
+test_eq(meeting_places(256, 128), ([96, 160], [64, 128, 192]))
+test_eq(meeting_places(128, 128)[0], [])
+apart = 0.3 * torch.randn(8, 3, 1, 32, 64, generator=torch.Generator().manual_seed(0))
+whole = 0.3 * torch.randn(8, 32, 128, generator=torch.Generator().manual_seed(1))
+seams = seam_table({"one piece": whole.numpy(), "apart": blend_windows(apart, 128)[:, 0]}, config)
+test_close(seams.loc["one piece", "spread, ratio"], 1, eps=0.05)
+assert seams.loc["apart", "spread, ratio"] < 0.85
+assert seam_table({"short": whole[..., :64].numpy()}, config) is None
+seams.round(2)
 
 # %% [markdown]
 # ## The stage
@@ -378,6 +455,22 @@ pd.DataFrame(
         for name, part in compared.items()
     }
 ).T.round(2)
+
+# %% [markdown]
+# Is there a seam? Real songs have none, so their row says how far from 1 (and from 0 dB) chance
+# alone leads. A generator's spread well below theirs means windows that do not agree.
+
+# %%
+drawn_pieces = run.load("synthetic.npy")[: config.synthesis.songs]
+longer, real_log_mel = training_songs["frames"] >= config.window, load_part(run, "train")[1]
+real_pieces = real_log_mel[longer.to_numpy()]
+real_pieces, _ = cut_windows(real_pieces, training_songs["frames"][longer], config.window)
+pieces = {synthetic["generator"][0]: drawn_pieces, "real, training": real_pieces}
+seams = seam_table({name: x for name, x in pieces.items() if len(x)}, config)
+if seams is None:
+    print(f"{config.window} frames are one window: there is no seam.")
+else:
+    display(seams.round(2))
 
 # %% [markdown]
 # One noise, the whole plane; section 8 plays it. If all panels look alike, the generator does

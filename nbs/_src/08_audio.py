@@ -29,6 +29,7 @@ import base64
 import html
 import io
 
+import librosa
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -559,12 +560,44 @@ def save_wave(run: Run, config: Config, name: str, wave: np.ndarray) -> dict:
     return {"file": name, "level": level_dbfs(wave), "gain": gain}
 
 
+# %% [markdown]
+# Is an emotion followed? Three things that ears take for arousal can be counted in a sound: how
+# loud it is, how often something begins, and how much of it is drum rather than tone.
+
+
+# %%
+#| export listening
+def sound_facts(
+    wave: np.ndarray,  # (S,)
+    audio: AudioConfig,
+) -> dict[str, float | None]:  # onsets a second; harmonic over percussive energy in dB
+    "Count onsets and weigh tones against drums (Fitzgerald 2010); None: silence."
+    grid = {"hop_length": audio.hop, "n_fft": audio.n_fft}
+    onsets = librosa.onset.onset_detect(y=wave, sr=audio.sample_rate, hop_length=audio.hop)
+    parts = librosa.decompose.hpss(np.abs(librosa.stft(y=wave, **grid)))
+    harmonic, percussive = (float(np.square(part, dtype=np.float64).sum()) for part in parts)
+    least = 1e-9 * (harmonic + percussive)  # pure ticks have no tone at all: -90 dB
+    ratio = 10 * np.log10(max(harmonic, least) / max(percussive, least)) if least else None
+    return {"onsets": len(onsets) / (len(wave) / audio.sample_rate), "harmonic": ratio}
+
+
+# %%
+ticks = np.zeros(2 * 8000, dtype=np.float32)
+ticks[1000::2000] = 0.5  # four a second
+tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(2 * 8000) / 8000).astype(np.float32)
+drums, steady = (sound_facts(x, audio) for x in (ticks, tone))
+test_close(drums["onsets"], 4, eps=0.6)
+assert drums["harmonic"] < -3 and steady["harmonic"] > 10 and steady["onsets"] <= 1
+test_eq(sound_facts(np.zeros(8000, dtype=np.float32), audio), {"onsets": 0.0, "harmonic": None})
+
 # %%
 #| export listening
 AUDIO_UNITS = {
     "valence": "[-1, 1]",
     "arousal": "[-1, 1]",
     "level": "dB re full scale, None: silence",
+    "onsets": "a second",
+    "harmonic": "dB, energy of tones over energy of drums, None: silence",
     "gain": "dB, below 0 where the peak had exceeded full scale",
     "distance": "[-1, 1], on the valence-arousal plane",
     "error": "dB, mean absolute difference of log-mel after the round trip",
@@ -589,10 +622,12 @@ def render_emotions(run: Run, config: Config) -> dict:  # record, log_mel, real,
         point, other = (wish.valence, wish.arousal), i + len(asked)
         facts = {"valence": float(wish.valence), "arousal": float(wish.arousal)}
         facts |= save_wave(run, config, wav_name(wish.emotion, *point), waves[i])
+        facts |= sound_facts(waves[i], config.audio)
         name = f"audio/near_{wish.emotion}_song_{song.song_id}.wav"
         beside = {"song_id": int(song.song_id), "valence": float(song.valence)}
         beside |= {"arousal": float(song.arousal), "distance": float(song.distance)}
         beside |= save_wave(run, config, name, waves[other]) | {"error": float(errors[other])}
+        beside |= sound_facts(waves[other], config.audio)
         record["emotions"][wish.emotion] = facts | {"error": float(errors[i])}
         record["emotions"][wish.emotion]["nearest_song"] = beside
     per_song = zip(trips["song_ids"], trips["errors"], strict=True)
@@ -614,6 +649,57 @@ def describe_pairs(rendered: dict) -> list[tuple[str, np.ndarray, str]]:  # titl
             label = f"{title}: valence {one['valence']:+.2f}, arousal {one['arousal']:+.2f}"
             pairs.append((label, x, one["file"]))
     return pairs
+
+
+# %%
+#| export listening
+def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
+    "Set what each emotion sounds like beside its nearest real song."
+    columns = {
+        "level": "level (dB)",
+        "onsets": "onsets (a second)",
+        "harmonic": "tones / drums (dB)",
+    }
+    rows = {}
+    for name, facts in record["emotions"].items():
+        near = facts["nearest_song"]
+        rows[name] = {("asked", key): facts[key] for key in ("valence", "arousal")}
+        for key, column in columns.items():
+            rows[name] |= {(column, "drawn"): facts[key], (column, "real"): near[key]}
+        rows[name][("round trip (dB)", "drawn")] = facts["error"]
+        rows[name][("nearest song", "distance")] = near["distance"]
+    return pd.DataFrame(rows).T.astype(float)
+
+
+# %%
+#| export listening
+def describe_order(table: pd.DataFrame) -> str:  # of emotion_table
+    "Say in one sentence how the order of arousal asked for comes back in level and in onsets."
+    asked, said = table[("asked", "arousal")], []
+    for name, column in (("level", "level (dB)"), ("onsets", "onsets (a second)")):
+        heard = {side: table[(column, side)].dropna() for side in ("drawn", "real")}
+        alike = {side: x.rank().corr(asked.loc[x.index].rank()) for side, x in heard.items()}
+        order = ", ".join(heard["drawn"].sort_values().index).replace("_", " ")
+        said.append(
+            f"by {name} {order} (rank correlation {alike['drawn']:.2f}; real songs beside them "
+            f"{alike['real']:.2f})"
+        )
+    calm = ", ".join(asked.sort_values().index).replace("_", " ")
+    return f"From calm to aroused, asked is {calm}; drawn is {', and '.join(said)}."
+
+
+# %%
+heard = {
+    name: {"valence": v, "arousal": a, "level": 10 * a - 30, "onsets": 4 - a, "harmonic": 3.0}
+    | {"error": 0.5, "nearest_song": {"level": -20 + a, "onsets": 2 + a, "harmonic": 9.0}}
+    for name, (v, a) in {"sad_calm": (-0.8, -0.6), "neutral": (0, 0), "tense": (-0.3, 0.8)}.items()
+}
+for one in heard.values():
+    one["nearest_song"]["distance"] = 0.1
+sentence = describe_order(emotion_table({"emotions": heard}))
+assert "asked is sad calm, neutral, tense; drawn is by level sad calm, neutral, tense" in sentence
+assert "correlation 1.00" in sentence and "by onsets tense, neutral, sad calm" in sentence
+emotion_table({"emotions": heard}).round(2)
 
 
 # %% [markdown]
@@ -653,12 +739,15 @@ def plane_page(plane: dict, audio: AudioConfig) -> HTML:
     for point, log_mel, wave in clips:
         image = base64.b64encode(thumbnail(log_mel)).decode()
         sound = base64.b64encode(wav_bytes(wave, audio.sample_rate)).decode()
-        # A narrow player of the browser loses its play button, so the cell itself is one.
+        # A narrow player of the browser loses its play button, so the cell itself is one. Where a
+        # page is cleaned of handlers, `onload` is gone as well and the browser's players stay.
+        label = point_label(*point)
         cells.append(
-            f'<div><button type="button" onclick="{_play}" aria-label="play {point_label(*point)}">'
-            f'<img alt="" src="data:image/png;base64,{image}">'
+            f'<div><button type="button" onclick="{_play}" aria-label="play {label}">'
+            f'<img alt="" onload="{_bare}" src="data:image/png;base64,{image}">'
             f"\u25b6<br>V {point[0]:+.1f}<br>A {point[1]:+.1f}</button>"
-            f'<audio src="data:audio/wav;base64,{sound}"></audio></div>'
+            f'<audio controls aria-label="{label}" src="data:audio/wav;base64,{sound}">'
+            "</audio></div>"
         )
     columns = f"grid-template-columns: repeat({side}, minmax(0, 1fr))"
     return HTML(
@@ -673,17 +762,19 @@ _play = (
     "this.closest('.plane').querySelectorAll('audio').forEach(x => x.pause());"
     "own.currentTime = 0; if (still) own.play();"
 )
+_bare = "this.parentElement.nextElementSibling.controls = false"
 _plane_style = """
 .plane { display: grid; gap: .25rem; max-width: 44rem; }
 .plane button { width: 100%; padding: .2rem; font: inherit; font-size: .75rem; cursor: pointer; }
 .plane img { width: 100%; aspect-ratio: 3 / 2; display: block; }
+.plane audio { width: 100%; }
 """
 
 # %%
 grid = np.array([(v, a) for a in (0.8, -0.8) for v in (-0.8, 0.8)])
 plane = {"points": grid, "log_mel": np.repeat(log_mel, 4, 0), "waves": [waves[0]] * 4}
 page = plane_page(plane, audio)
-test_eq(page.data.count("<audio"), 4)
+test_eq(page.data.count("<audio controls"), 4)
 page
 
 
@@ -709,7 +800,7 @@ class PlaneExplorer:
         self.label, self.picture = Label(), Image(format="png", layout=Layout(max_width="100%"))
         self.sound = Audio(format="wav", autoplay=False, loop=False)
         for i, button in enumerate(self.buttons):
-            button.on_click(lambda _, i=i: self.go(*self.plane["points"][i]))
+            button.on_click(lambda _, i=i: self.play(*self.plane["points"][i]))
         for slider in (self.valence, self.arousal):
             slider.observe(self._slide, "value")
         columns = Layout(grid_template_columns=f"repeat({side}, 1fr)", max_width="20rem")
@@ -718,17 +809,14 @@ class PlaneExplorer:
         self.box = VBox([*parts, self.label, self.picture, self.sound])
         self.moving, self.shown = False, -1
         self.go(0.0, 0.0)
-        self.sound.autoplay = True  # from the first click on
 
     def go(self, valence: float, arousal: float) -> None:
-        "Show and play the point of the grid that is nearest."
+        "Show the point of the grid that is nearest."
         self.moving = True  # the sliders follow, and must not answer
         self.valence.value, self.arousal.value = float(valence), float(arousal)
         self.moving = False
         away = np.hypot(*(self.plane["points"] - [valence, arousal]).T)
         i = int(away.argmin())
-        if i == self.shown:
-            return
         if self.shown >= 0:
             self.buttons[self.shown].button_style = ""
         self.shown, self.buttons[i].button_style = i, "primary"
@@ -736,14 +824,25 @@ class PlaneExplorer:
         self.picture.value = spectrogram_png(self.plane["log_mel"][i], self.audio)
         self.sound.value = wav_bytes(self.plane["waves"][i], self.audio.sample_rate)
 
+    def play(self, valence: float, arousal: float) -> None:
+        "Answer a click: show the nearest point and play it, once more where it was shown already."
+        self.sound.value = b""  # the same sound again would be no change, and stay silent
+        # Not before a click: a page must not sound because a cell is shown. One message for both:
+        # autoplay alone would start the old sound.
+        with self.sound.hold_sync():
+            self.sound.autoplay = True
+            self.go(valence, arousal)
+
     def _slide(self, _) -> None:
         if not self.moving:
-            self.go(self.valence.value, self.arousal.value)
+            self.play(self.valence.value, self.arousal.value)
 
 
 # %%
 explorer = PlaneExplorer(plane, audio)
+test_eq(explorer.sound.autoplay, False)  # silent until someone clicks
 explorer.buttons[1].click()
+test_eq(explorer.sound.autoplay, True)
 test_eq((explorer.label.value, explorer.arousal.value), ("valence +0.80, arousal +0.80", 0.8))
 explorer.arousal.value = -0.3
 test_eq(explorer.shown, 3)
@@ -762,6 +861,8 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
+from IPython.display import display
+
 from musemo.pipeline import open_run
 
 run, config = open_run(run_folder, before=8)
@@ -783,8 +884,15 @@ lay_out(
     ]
 )
 
+# %% [markdown]
+# Read the columns from calm to aroused: a generator that listens gets louder and busier, as real
+# songs do, and its tones and drums stand in a real song's proportion. Five sounds are few, and the
+# nearest song may be far.
+
 # %%
-pd.DataFrame(emotions).T.drop(columns=["file", "nearest_song"]).astype(float).round(2)
+measured = emotion_table(rendered["record"])
+display(measured.sort_values(("asked", "arousal")).round(2))
+print(describe_order(measured))
 
 # %% [markdown]
 # The whole plane, from one noise: what differs between two cells is the emotion asked for.

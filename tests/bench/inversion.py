@@ -1,6 +1,7 @@
 """Measure the inversion on real clips, musemo beside librosa: python tests/bench/inversion.py
 
 Each run sends every clip through both, one after the other, so that both meet the same machine.
+Exits with 1 where a clip's error or the ratio of times (median of the runs) misses its bound.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from musemo.core import MusemoError
 from musemo.data import decode
 from musemo.presets import make_config
 
+WORST, LEAST = 0.76, 6.0  # dB of a clip's round trip; times as fast as librosa
 CLIPS = Path(__file__).resolve().parents[3] / "shared/data/deam/DEAM_audio/MEMD_audio"
 
 
@@ -55,6 +57,16 @@ def measure(path: Path, config: Config) -> dict:
     return facts
 
 
+def missed(per_clip: pd.DataFrame, ratio: float) -> list[str]:
+    "Say which bounds were missed."
+    errors = per_clip["musemo error (dB)"]
+    rules = {
+        f"clip {errors.idxmax()}: {errors.max():.2f} dB, at most {WORST}": errors.max() > WORST,
+        f"{ratio:.1f} times as fast as librosa, at least {LEAST}": ratio < LEAST,
+    }
+    return [rule for rule, is_missed in rules.items() if is_missed]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="times that each clip is measured")
@@ -77,6 +89,7 @@ def main() -> None:
     per_clip = table.drop(columns="run").groupby("clip", sort=False).median()
     print(per_clip.round(2).to_string())
     print(f"\nmeans over {len(paths)} clips\n{per_clip.mean().round(2).to_string()}")
+    ratios = {}
     for unit in ("s", "CPU s"):
         sums = table.groupby("run")[[f"musemo ({unit})", f"librosa ({unit})"]].sum()
         ratio = sums[f"librosa ({unit})"] / sums[f"musemo ({unit})"]
@@ -84,6 +97,10 @@ def main() -> None:
             f"librosa's time / musemo's, {unit}: median {ratio.median():.1f} of {len(ratio)} runs "
             f"({ratio.min():.1f}-{ratio.max():.1f}); {torch.get_num_threads()} threads"
         )
+        ratios[unit] = ratio.median()
+    faults = missed(per_clip, ratios["s"])
+    if faults:
+        sys.exit("missed: " + "; ".join(faults))
 
 
 if __name__ == "__main__":
