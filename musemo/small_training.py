@@ -3,18 +3,20 @@
 # %% auto #0
 __all__ = ['fit_readout', 'train_small']
 
-# %% ../nbs/11_vit_training.ipynb #8f6bf7e6
+# %% ../nbs/11_vit_training.ipynb #42d11186
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from .activation_cache import describe_together
 from .config import Config
 from .core import seed_for
 from .dataset import WindowDataset, make_loader
 from .pretext import warm_up
+from .processes import open_accelerator
 from .readout import boosted_trees, plant_trees, ridge_regression
-from .vit import SmallViT, describe_songs
+from .vit import SmallViT
 
 
 def fit_readout(
@@ -46,7 +48,7 @@ def fit_readout(
         model.head.bias.copy_(torch.as_tensor(ridge.intercept_, **plain))
     model.trees = plant_trees(boosted).to(device)
 
-# %% ../nbs/11_vit_training.ipynb #edcaedb9
+# %% ../nbs/11_vit_training.ipynb #b76b9f92
 def train_small(
     model: SmallViT,  # on its device
     train: WindowDataset,  # real songs, and synthetic windows where there are some
@@ -58,7 +60,7 @@ def train_small(
     loader = make_loader(train, config, batch_size=config.small.batch_size)
     rows = warm_up(model, loader, config, seed=seed)
     fixed = make_loader(replace(train, seed=None), config)
-    features = torch.cat(describe_songs(model, fixed)).numpy()
+    features = torch.cat(describe_together(model, fixed, open_accelerator(config))).numpy()
     labels, made = train.labels, len(features) - len(train.labels)
     if made:
         labels = np.concatenate([labels, train.synthetic_labels])

@@ -6,30 +6,30 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'train_model',
            'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #bf61d66a
+# %% ../nbs/11_vit_training.ipynb #dd062b92
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from .activation_cache import ActivationCache, cut_phase
+from .activation_cache import ActivationCache, cut_phase, describe_together
 from .config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
     Run,
-    autocast,
-    pick_device,
-    pick_precision,
     progress,
     seed_everything,
     seed_for,
 )
 from .dataset import WindowDataset, make_loader, read_datasets
+from .processes import deal, open_accelerator, sum_gradients
 from .small_training import train_small
 from musemo.vit import (
     EmotionViT,
@@ -38,7 +38,6 @@ from musemo.vit import (
     count_trainable,
     describe_vit,
     parameter_groups,
-    predict_songs,
     start_at_mean,
     unfreeze_last,
 )
@@ -85,60 +84,61 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #b964fe47
+# %% ../nbs/11_vit_training.ipynb #1b0039ef
 def train_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     cosine: CosineAnnealingLR,
-    scaler: torch.amp.GradScaler,
+    accelerator: Accelerator,
     *,
     clip_norm: float,
-    dtype: torch.dtype,  # of the forward pass
 ) -> float:  # mean loss
     "Train for one epoch; raises MusemoError where the loss is no finite number."
     model.train()
-    device, total, seen = model.head.weight.device, 0.0, 0
+    device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
-        with autocast(device, dtype):
-            predicted = model(pixels.to(device, non_blocking=True))
-        loss = loss_function(predicted, labels.to(device, non_blocking=True))
-        if not torch.isfinite(loss):
+        own, share = deal(len(labels), accelerator)
+        with accelerator.autocast():
+            predicted = model(pixels[own].to(device, non_blocking=True))
+        loss = share * loss_function(predicted, labels[own].to(device, non_blocking=True))
+        whole = accelerator.reduce(loss.detach(), "sum").item()
+        if not math.isfinite(whole):
             raise MusemoError(
-                f"vit training: loss = {loss.item()} at batch {step}; lower "
+                f"vit training: loss = {whole} at batch {step}; lower "
                 "training.learning_rate or set precision=float32"
             )
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(weights, clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        accelerator.backward(loss)
+        sum_gradients(weights, accelerator)
+        accelerator.clip_grad_norm_(weights, clip_norm)
+        optimizer.step()
         cosine.step()
-        total, seen = total + loss.item() * len(labels), seen + len(labels)
+        total, seen = total + whole * len(labels), seen + len(labels)
     return total / seen
 
-# %% ../nbs/11_vit_training.ipynb #8e685d03
+# %% ../nbs/11_vit_training.ipynb #1aa69fe4
 def judge_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut
     loader,  # of validation songs
     loss_function: nn.Module,
-    *,
-    dtype: torch.dtype,  # of the forward pass
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     "Judge the model on real validation songs; raises MusemoError for a loss that is no number."
     rated = torch.from_numpy(loader.dataset.labels)
-    predicted = torch.from_numpy(predict_songs(model, loader, dtype=dtype))
-    device = model.head.weight.device
+    songs, _ = describe_together(model, loader, accelerator)
+    with torch.no_grad():
+        predicted = model.answer(songs.to(accelerator.device)).cpu()
+    device = accelerator.device
     loss = loss_function(predicted.to(device), rated.to(device)).item()
     if not np.isfinite(loss):
         raise MusemoError(f"vit training: validation loss = {loss}; set precision=float32")
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
-# %% ../nbs/11_vit_training.ipynb #4c31a3b1
+# %% ../nbs/11_vit_training.ipynb #0a021e6c
 def train_vit(
     model: EmotionViT,  # on its device
     loaders: dict[str, DataLoader],  # train and val, from section 9
@@ -148,28 +148,32 @@ def train_vit(
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
-    settings, device = config.training, model.head.weight.device
-    dtype = pick_precision(device, config.precision)
-    loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight).to(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    settings, accelerator = config.training, open_accelerator(config)
+    if accelerator.process_index:  # the same weights in all, but dropout is each one's own
+        seed_everything(seed_for(config.seed, "dropout", accelerator.process_index))
+    loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight)
+    loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
     blocks = [count for _, count in phases.values()]
-    cache = ActivationCache(model, loaders, settings, blocks=blocks, dtype=dtype, folder=folder)
-    options = {"clip_norm": settings.clip_norm, "dtype": dtype}
+    shared = {"accelerator": accelerator, "folder": folder}
+    cache = ActivationCache(model, loaders, settings, blocks=blocks, **shared)
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
     for epoch in progress(range(1, settings.epochs + 1), desc="ViT epochs"):
         if epoch in phases:
             left, blocks = phases[epoch]
             steps = left * len(loaders["train"])
             optimizer, cosine = start_phase(model, settings, blocks=blocks, steps=steps)
+            accelerator.free_memory()  # it would scale and clip for earlier optimisers as well
+            optimizer = accelerator.prepare(optimizer)
             batches = None  # the last phase's cache goes before the next one is made
             part, batches = cut_phase(cache)
         row = {"epoch": epoch, "trainable": count_trainable(model)}
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
-            part, batches["train"], loss_function, optimizer, cosine, scaler, **options
+            *(part, batches["train"], loss_function, optimizer, cosine, accelerator),
+            clip_norm=settings.clip_norm,
         )
-        row |= judge_epoch(part, batches["val"], loss_function, dtype=dtype)
+        row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)
         if row["val_loss"] < best["val_loss"]:
             best = row
@@ -180,7 +184,7 @@ def train_vit(
             break
     return history, best_state
 
-# %% ../nbs/11_vit_training.ipynb #24f07e6b
+# %% ../nbs/11_vit_training.ipynb #a499c9b8
 def train_model(
     data: dict[str, WindowDataset],  # train and, for the recipe spec, val
     config: Config,
@@ -189,9 +193,10 @@ def train_model(
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by the configuration's recipe; raises MusemoError without weights."
+    accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
     try:
-        model = build_vit(config).to(pick_device(config.device))
+        model = build_vit(config).to(accelerator.device)
     except WeightsError as error:
         raise MusemoError(str(error)) from error
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
@@ -207,25 +212,28 @@ def train_model(
     early = len(epochs) < config.training.epochs
     return model.eval(), {"best_epoch": best, "stopped_early": early, "epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #145fb351
+# %% ../nbs/11_vit_training.ipynb #03218fb2
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
     model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
-    dtype = pick_precision(model.head.weight.device, config.precision)
-    judged = judge_epoch(model, judged, loss.to(model.head.weight.device), dtype=dtype)
+    accelerator = open_accelerator(config)
+    judged = judge_epoch(model, judged, loss.to(accelerator.device), accelerator)
     record |= {"recipe": config.training.recipe, "validation": judged}
-    record |= {"model": describe_vit(model)}
+    record |= {"model": describe_vit(model), "processes": accelerator.num_processes}
     record["units"] = {
         "loss": "weighted squared error on [-1, 1]",
         "val_mae": "on [-1, 1]",
         "learning_rate": "of the head, at the epoch's start",
         "trainable": "parameters",
+        "processes": "count, of the training",
         "patches, statistics": "squared error of the warm-up; 1: knows nothing",
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    run.save("vit.safetensors", state)
-    run.save("vit_history.json", record)
+    if accelerator.is_main_process:
+        run.save("vit.safetensors", state)
+        run.save("vit_history.json", record)
+    accelerator.wait_for_everyone()
     return record
