@@ -20,9 +20,11 @@ from .config import Config
 from .readout import Trees, band_statistics, pool_window_tokens
 from .weights import WeightsError, locate_weights, read_backbone, read_normalisation
 
-# %% ../nbs/10_vit.ipynb #03a63e0d
+# %% ../nbs/10_vit.ipynb #d8aaa973
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
+
+    reads_pixels = False  # the head sees tokens alone
 
     def __init__(
         self,
@@ -40,8 +42,12 @@ class EmotionViT(nn.Module):
         self.mean, self.std, self.source = tuple(mean), tuple(std), source
 
     def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, D)
-        "Give what the head reads of a picture: the class token."
-        return self.backbone(pixel_values=pixels).last_hidden_state[:, 0]
+        "Give what the head reads of a picture."
+        return self.pool(self.backbone(pixel_values=pixels).last_hidden_state, pixels)
+
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Take the class token of (B, 1 + P, D)."
+        return tokens[:, 0]
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
         "Read valence and arousal; within [-1, 1] once the model is in eval mode."
@@ -62,9 +68,11 @@ def start_at_mean(
         model.head.weight.zero_()
         model.head.bias.copy_(torch.as_tensor(labels).float().mean(dim=0))
 
-# %% ../nbs/10_vit.ipynb #67e8f80b
+# %% ../nbs/10_vit.ipynb #e1ea8408
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
+
+    reads_pixels = True
 
     def __init__(self, backbone: nn.Module, *, trees: dict | None = None, **options):
         super().__init__(backbone, **options)
@@ -75,9 +83,8 @@ class SmallViT(EmotionViT):
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3 * D + 3 * M / 2)
-        "Join what the tokens say of windows with their statistics."
-        tokens = self.backbone(pixel_values=pixels).last_hidden_state
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Join what the tokens say of windows with their statistics: (B, 3 * D + 3 * M / 2)."
         return torch.cat([pool_window_tokens(tokens), band_statistics(pixels)], dim=1)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:

@@ -403,6 +403,9 @@ class SmallConfig(Section):
     tree_songs: float = setting(0.7, "share", "of the songs, for a tree", gt=0, le=1)
     tree_leaf: int = setting(5, "songs", "at least, in a leaf", ge=1)
     synthetic_weight: float = setting(0.1, "x", "of a synthetic window, a real song is 1", ge=0)
+    thaw: bool = setting(
+        False, "-", "run training's schedule from the line; kept where validation songs gain"
+    )
 
 
 class TrainingConfig(Section):

@@ -71,6 +71,8 @@ from musemo.presets import make_config
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
 
+    reads_pixels = False  # the head sees tokens alone
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -87,8 +89,12 @@ class EmotionViT(nn.Module):
         self.mean, self.std, self.source = tuple(mean), tuple(std), source
 
     def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, D)
-        "Give what the head reads of a picture: the class token."
-        return self.backbone(pixel_values=pixels).last_hidden_state[:, 0]
+        "Give what the head reads of a picture."
+        return self.pool(self.backbone(pixel_values=pixels).last_hidden_state, pixels)
+
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Take the class token of (B, 1 + P, D)."
+        return tokens[:, 0]
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
         "Read valence and arousal; within [-1, 1] once the model is in eval mode."
@@ -282,6 +288,8 @@ test_close(grown.numpy(), np.stack([m.predict(rows) for m in boosted], 1), eps=1
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
 
+    reads_pixels = True
+
     def __init__(self, backbone: nn.Module, *, trees: dict | None = None, **options):
         super().__init__(backbone, **options)
         bands, _ = backbone.config.image_size
@@ -291,9 +299,8 @@ class SmallViT(EmotionViT):
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3 * D + 3 * M / 2)
-        "Join what the tokens say of windows with their statistics."
-        tokens = self.backbone(pixel_values=pixels).last_hidden_state
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Join what the tokens say of windows with their statistics: (B, 3 * D + 3 * M / 2)."
         return torch.cat([pool_window_tokens(tokens), band_statistics(pixels)], dim=1)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:
