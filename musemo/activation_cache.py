@@ -182,13 +182,14 @@ def remember(
     parts = {"train": store[: rows[0]], "val": store[rows[0] :]}
     return {k: CachedLoader(loaders[k], lower, v, cache.accelerator) for k, v in parts.items()}
 
-# %% ../nbs/11_vit_training.ipynb #30332b26
+# %% ../nbs/11_vit_training.ipynb #1dffddcb
 def cut_phase(
     cache: ActivationCache,
 ) -> tuple[CutViT, dict]:  # the model as it is trained now; its train and val batches
     "Cut the model where its frozen blocks end now, and give it batches that fit."
     part, loaders, config = CutViT(cache.model), cache.loaders, cache.config
     loaders["train"].sampler.views = config.views if part.frozen else 0
+    loaders["train"].dataset.augmented = not part.frozen or config.views > 1
     if part.frozen < cache.lowest:  # what the tokens came through learns now
         cache.base = None
     if not (part.frozen and config.cache) or cache.model.reads_pixels:

@@ -224,6 +224,7 @@ _MATTERS_FROM = {
     "quality": 6,
     "inversion": 8,
     "dataset": 7,
+    "augmentation": 9,
     "vit": 9,
     "training": 9,
     "small": 11,

@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'gain_over_songs',
            'thaw_small', 'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #28ec14e4
+# %% ../nbs/11_vit_training.ipynb #38483729
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,11 +21,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from .activation_cache import ActivationCache, answer_together, cut_phase
+from .augmentation import mix_batch
 from .config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
     Run,
     progress,
+    rng_for,
     seed_everything,
     seed_for,
 )
@@ -85,7 +87,7 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #1b0039ef
+# %% ../nbs/11_vit_training.ipynb #dc35243d
 def train_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
@@ -95,12 +97,15 @@ def train_epoch(
     accelerator: Accelerator,
     *,
     clip_norm: float,
+    mix: Callable | None = None,  # (inputs, labels) -> the same, mixed; of the whole batch
 ) -> float:  # mean loss
     "Train for one epoch; raises MusemoError where the loss is no finite number."
     model.train()
     device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
+        if mix:
+            pixels, labels = mix(pixels, labels)
         own, share = deal(len(labels), accelerator)
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))
@@ -137,7 +142,7 @@ def judge_epoch(
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
-# %% ../nbs/11_vit_training.ipynb #0a021e6c
+# %% ../nbs/11_vit_training.ipynb #b050f870
 def train_vit(
     model: EmotionViT,  # on its device
     loaders: dict[str, DataLoader],  # train and val, from section 9
@@ -154,6 +159,9 @@ def train_vit(
     loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
     blocks = [count for _, count in phases.values()]
+    alpha, rng = config.augmentation.mixup, rng_for(config.seed, "mixup")
+    mix = partial(mix_batch, alpha=alpha, rng=rng) if alpha else None
+    options = {"clip_norm": settings.clip_norm, "mix": mix}
     shared = {"accelerator": accelerator, "folder": folder}
     cache = ActivationCache(model, loaders, settings, blocks=blocks, **shared)
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
@@ -170,7 +178,7 @@ def train_vit(
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
             *(part, batches["train"], loss_function, optimizer, cosine, accelerator),
-            clip_norm=settings.clip_norm,
+            **options,
         )
         row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)

@@ -23,6 +23,7 @@ TINY |= {"dataset.windows_per_song": 2}
 # 7 a batch: odd in itself, and 23 * 2 + 1 windows leave a last batch that holds 5.
 SPEC = {"training.recipe": "spec", "dataset.image_size": 32, "dataset.batch_size": 7}
 SPEC |= {"training.unfreeze": [[3, 1], [4, 3]], "training.epochs": 5, "training.views": 2}
+SPEC |= {"augmentation.mixup": 0.4, "augmentation.time_masks": 1}
 RECIPES = {"spec": SPEC, "small": {"small.steps": 20, "small.batch_size": 15}}
 RECIPES["thaw"] = RECIPES["small"] | {"small.thaw": True, "training.epochs": 2}
 

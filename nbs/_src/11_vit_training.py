@@ -62,11 +62,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from musemo.activation_cache import ActivationCache, answer_together, cut_phase
+from musemo.augmentation import mix_batch
 from musemo.config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
     Run,
     progress,
+    rng_for,
     seed_everything,
     seed_for,
 )
@@ -450,7 +452,8 @@ with tempfile.TemporaryDirectory() as folder:
 # It gives what its loader gives, in the same order, with tokens in the place of pixels. While
 # blocks are frozen an epoch shows one of `training.views` views of the songs, in turn: one is all
 # there is of a whole clip, several keep chance in shorter windows. The first epoch that asks for a
-# view computes it.
+# view computes it. With several views each is augmented in its own way; a single one, shown again
+# and again, is left as it is.
 
 
 # %%
@@ -597,6 +600,7 @@ def cut_phase(
     "Cut the model where its frozen blocks end now, and give it batches that fit."
     part, loaders, config = CutViT(cache.model), cache.loaders, cache.config
     loaders["train"].sampler.views = config.views if part.frozen else 0
+    loaders["train"].dataset.augmented = not part.frozen or config.views > 1
     if part.frozen < cache.lowest:  # what the tokens came through learns now
         cache.base = None
     if not (part.frozen and config.cache) or cache.model.reads_pixels:
@@ -680,12 +684,15 @@ def train_epoch(
     accelerator: Accelerator,
     *,
     clip_norm: float,
+    mix: Callable | None = None,  # (inputs, labels) -> the same, mixed; of the whole batch
 ) -> float:  # mean loss
     "Train for one epoch; raises MusemoError where the loss is no finite number."
     model.train()
     device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
+        if mix:
+            pixels, labels = mix(pixels, labels)
         own, share = deal(len(labels), accelerator)
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))
@@ -758,6 +765,9 @@ def train_vit(
     loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
     blocks = [count for _, count in phases.values()]
+    alpha, rng = config.augmentation.mixup, rng_for(config.seed, "mixup")
+    mix = partial(mix_batch, alpha=alpha, rng=rng) if alpha else None
+    options = {"clip_norm": settings.clip_norm, "mix": mix}
     shared = {"accelerator": accelerator, "folder": folder}
     cache = ActivationCache(model, loaders, settings, blocks=blocks, **shared)
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
@@ -774,7 +784,7 @@ def train_vit(
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
             *(part, batches["train"], loss_function, optimizer, cosine, accelerator),
-            clip_norm=settings.clip_norm,
+            **options,
         )
         row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)
