@@ -96,6 +96,7 @@ def run(
     only: Annotated[
         int | None, typer.Option(min=1, max=12, help="Execute this section alone.")
     ] = None,
+    until: Annotated[int, typer.Option(min=1, max=12, help="Stop after this section.")] = 12,
     quiet: Quiet = False,
 ) -> None:
     """Execute the twelve notebooks in order and write their reports.
@@ -109,8 +110,35 @@ def run(
     if quiet:
         os.environ["MUSEMO_QUIET"] = "1"
     config = _configure(preset, settings, path=data, scale=scale)
-    index = run_suite(config, _folder(config, preset, out), first=first, only=only)
+    out = _folder(config, preset, out)
+    index = run_suite(config, out, first=first, only=only, until=until)
     typer.echo(f"report: {index}")
+
+
+@app.command()
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run whose sections 1 to 10 are done.")
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Train a run's predictor without its notebook, in one process or in several.
+
+    Several give the result of one. The run's sections before it are there after musemo run
+    --until 10, and --only 12 judges what was trained.
+
+    Example: accelerate launch --multi_gpu --num_processes 2 -m musemo train runs/deam-full
+    """
+    from musemo.pipeline import load_config
+    from musemo.vit_training import fit_vit
+
+    run, first = Run(folder.expanduser()), os.environ.get("RANK", "0") == "0"
+    if quiet or not first:  # one bar is enough
+        os.environ["MUSEMO_QUIET"] = "1"
+    record = fit_vit(run, load_config(run))
+    if first:
+        loss = f"validation loss {record['validation']['val_loss']:.4f}"
+        typer.echo(f"{loss}, processes: {record['processes']}: {run.path('vit.safetensors')}")
 
 
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['EMOTIONS', 'GanConfig', 'ResidualConfig', 'FlowConfig', 'QualityConfig', 'SynthesisConfig', 'InversionConfig',
            'Config']
 
-# %% ../nbs/02_config.ipynb #a0821f62
+# %% ../nbs/02_config.ipynb #8934e855
 from typing import Literal
 
 from pydantic import model_validator
@@ -21,7 +21,13 @@ from musemo.settings import (
     Width,
     setting,
 )
-from .vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
+from musemo.vit_settings import (
+    AugmentationConfig,
+    DatasetConfig,
+    SmallConfig,
+    TrainingConfig,
+    VitConfig,
+)
 
 # %% ../nbs/02_config.ipynb #f35ebc1f
 class GanConfig(Section):
@@ -156,7 +162,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #5c32654c
+# %% ../nbs/02_config.ipynb #fdb1a242
 class Config(Section):
     "Everything that a run depends on."
 
@@ -181,6 +187,7 @@ class Config(Section):
     synthesis: SynthesisConfig = SynthesisConfig()
     inversion: InversionConfig = InversionConfig()
     dataset: DatasetConfig = DatasetConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
@@ -198,6 +205,8 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
+        if self.augmentation.shift >= self.audio.n_mels:
+            raise ValueError(f"augmentation.shift must be below {self.audio.n_mels} mel bands")
         side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
         if scratch and side % self.vit.patch:
             raise ValueError("dataset.image_size must be a multiple of vit.patch")

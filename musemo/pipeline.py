@@ -54,16 +54,8 @@ class Section:
 
 def _trained(name: str) -> tuple[str, ...]:
     "Name what training a generator leaves."
-    return tuple(
-        f"{name}{end}"
-        for end in (
-            ".safetensors",
-            "_history.json",
-            "_times.json",
-            "_samples.npy",
-            "_samples.csv",
-        )
-    )
+    ends = (".safetensors", "_history.json", "_times.json", "_samples.npy", "_samples.csv")
+    return tuple(f"{name}{end}" for end in ends)
 
 
 SECTIONS = (
@@ -225,6 +217,7 @@ _MATTERS_FROM = {
     "quality": 6,
     "inversion": 8,
     "dataset": 7,
+    "augmentation": 9,
     "vit": 9,
     "training": 9,
     "small": 11,
@@ -275,11 +268,12 @@ def run_suite(
     *,
     first: int | None = None,  # recompute from this section on
     only: int | None = None,  # execute just this one
+    until: int = len(SECTIONS),  # stop after this one
 ) -> Path:  # the index page
     "Execute the sections that are not done yet, in order, and write the index page."
     run, config, record = prepare_run(config, out, first=first, only=only)
     done = record["sections"]
-    wanted = [s for i, s in enumerate(SECTIONS, 1) if only in (None, i)]
+    wanted = [s for i, s in enumerate(SECTIONS[:until], 1) if only in (None, i)]
     with suite_bar(len(wanted)) as bar:
         for section in wanted:
             bar.set_description(section.name)

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'to_columns', 'take_patches', 'Pretext', 'warm_up']
 
-# %% ../nbs/11_vit_training.ipynb #5de9e5d4
+# %% ../nbs/11_vit_training.ipynb #b59517b2
+import math
 from itertools import islice
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from .config import Config
 from .core import MusemoError, progress, torch_rng_for
 from .descriptors import band_statistics
+from .processes import deal, open_accelerator, sum_gradients
 from .readout import pool_window_tokens
 from .vit import SmallViT, run_through, vit_blocks
 
-# %% ../nbs/11_vit_training.ipynb #8f99ce43
+# %% ../nbs/11_vit_training.ipynb #7fb8be1b
 def to_columns(
     windows: torch.Tensor,  # (B, 1, M, T)
     frames: int,  # of a patch
@@ -55,11 +57,11 @@ class Pretext(nn.Module):
     def forward(
         self,
         windows: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
-        rng: torch.Generator,  # on the CPU
+        chance: torch.Tensor,  # (B, P), of which each window's lowest stay in view
     ) -> tuple[torch.Tensor, torch.Tensor]:  # errors of patches and of statistics; 1: knows nothing
-        "Hide most patches at random and guess."
+        "Hide most patches and guess."
         backbone, count = self.model.backbone, self.position.shape[1]
-        order = torch.rand(len(windows), count, generator=rng).argsort(1).to(windows.device)
+        order = chance.argsort(1).to(windows.device)
         seen, hidden = order.split([self.visible, count - self.visible], dim=1)
         tokens = backbone.embeddings(windows)  # (B, 1 + P, D), the class token first
         tokens = torch.cat([tokens[:, :1], take_patches(tokens[:, 1:], seen)], dim=1)
@@ -73,7 +75,7 @@ class Pretext(nn.Module):
         told = (band_statistics(windows) - self.centre) / self.spread
         return wrong / self.variance, F.mse_loss(self.statistics(pool_window_tokens(tokens)), told)
 
-# %% ../nbs/11_vit_training.ipynb #4f1844e1
+# %% ../nbs/11_vit_training.ipynb #12462426
 SAMPLED = 8  # batches, which set the scale of the errors
 
 
@@ -85,7 +87,8 @@ def warm_up(
     seed: int,
 ) -> list[dict[str, float]]:  # the errors of each step
     "Teach the backbone what hidden patches hold; raises MusemoError for an error not finite."
-    small, device, rng = config.small, model.head.weight.device, torch_rng_for(seed, "pretext")
+    small, accelerator, rng = config.small, open_accelerator(config), torch_rng_for(seed, "pretext")
+    device = accelerator.device
     sample = torch.cat([x for x, *_ in islice(loader, SAMPLED)])
     task = Pretext(model, config, sample).to(device).train()
     adam = torch.optim.AdamW(
@@ -96,16 +99,21 @@ def warm_up(
     )
     rows, batches = [], (x for _ in range(small.steps) for x, *_ in loader)
     for step in progress(range(small.steps), desc=f"warm-up, {small.steps} steps"):
-        patches, statistics = task(next(batches).to(device), rng)
-        loss = patches + statistics
-        if not torch.isfinite(loss):
+        windows = next(batches)
+        chance = torch.rand(len(windows), task.position.shape[1], generator=rng)
+        own, share = deal(len(windows), accelerator)
+        errors = share * torch.stack(task(windows[own].to(device), chance[own]))
+        patches, statistics = accelerator.reduce(errors.detach(), "sum").tolist()
+        if not math.isfinite(patches + statistics):
             raise MusemoError(
-                f"warm-up: loss = {loss.item()} at step {step + 1}; lower small.learning_rate"
+                f"warm-up: loss = {patches + statistics} at step {step + 1}; "
+                "lower small.learning_rate"
             )
         adam.zero_grad()
-        loss.backward()
+        errors.sum().backward()
+        sum_gradients(task.parameters(), accelerator)
         nn.utils.clip_grad_norm_(task.parameters(), small.clip_norm)
         adam.step()
         cycle.step()
-        rows.append({"patches": patches.item(), "statistics": statistics.item()})
+        rows.append({"patches": patches, "statistics": statistics})
     return rows

@@ -94,7 +94,7 @@ def read_fold(fold: Run, config: Config, arm: str) -> dict[str, WindowDataset]:
     if arm == "generated":
         songs, log_mel = songs[:0], log_mel[:0]
     data = {"train": WindowDataset(songs, log_mel, config, **options)}
-    if config.training.recipe == "spec":
+    if config.training.recipe == "spec" or config.small.thaw:
         data["val"] = WindowDataset(*load_part(fold, "val"), config)
     return data | {"test": WindowDataset(*load_part(fold, "test"), config)}
 

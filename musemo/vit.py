@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EmotionViT', 'start_at_mean', 'SmallViT', 'scratch_backbone', 'build_vit', 'describe_vit', 'revive_vit',
-           'describe_songs', 'predict_songs', 'vit_blocks', 'run_through', 'freeze_backbone', 'unfreeze_last',
-           'count_trainable', 'parameter_groups']
+           'describe_windows', 'average_songs', 'predict_songs', 'vit_blocks', 'run_through', 'freeze_backbone',
+           'unfreeze_last', 'count_trainable', 'parameter_groups']
 
 # %% ../nbs/10_vit.ipynb #b4578d9c
 from collections.abc import Iterable
@@ -27,9 +27,11 @@ from musemo.descriptors import (
 from .readout import Trees, pool_window_tokens
 from .weights import WeightsError, locate_weights, read_backbone, read_normalisation
 
-# %% ../nbs/10_vit.ipynb #03a63e0d
+# %% ../nbs/10_vit.ipynb #d8aaa973
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
+
+    reads_pixels = False  # the head sees tokens alone
 
     def __init__(
         self,
@@ -47,8 +49,12 @@ class EmotionViT(nn.Module):
         self.mean, self.std, self.source = tuple(mean), tuple(std), source
 
     def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, D)
-        "Give what the head reads of a picture: the class token."
-        return self.backbone(pixel_values=pixels).last_hidden_state[:, 0]
+        "Give what the head reads of a picture."
+        return self.pool(self.backbone(pixel_values=pixels).last_hidden_state, pixels)
+
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Take the class token of (B, 1 + P, D)."
+        return tokens[:, 0]
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
         "Read valence and arousal; within [-1, 1] once the model is in eval mode."
@@ -69,9 +75,11 @@ def start_at_mean(
         model.head.weight.zero_()
         model.head.bias.copy_(torch.as_tensor(labels).float().mean(dim=0))
 
-# %% ../nbs/10_vit.ipynb #4e58019e
+# %% ../nbs/10_vit.ipynb #4b725853
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
+
+    reads_pixels = True
 
     def __init__(
         self,
@@ -92,9 +100,8 @@ class SmallViT(EmotionViT):
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
         "Join what the tokens say of windows with their statistics, the tokens first."
-        tokens = self.backbone(pixel_values=pixels).last_hidden_state
         parts = [pool_window_tokens(tokens), band_statistics(pixels)]
         parts += [rhythm_statistics(pixels, self.lags)]
         parts += [harmony_statistics(pixels, self.classes, self.decibels)]
@@ -179,23 +186,27 @@ def revive_vit(
     model.load_state_dict(state)
     return model.eval()
 
-# %% ../nbs/10_vit.ipynb #b5dc090a
+# %% ../nbs/10_vit.ipynb #03a03889
 @torch.no_grad()
-def describe_songs(
+def describe_windows(
     model: EmotionViT,
     loader: Iterable,  # batches of pixels (B, C, H, W), labels, songs' places (B,)
-    *,
-    dtype: torch.dtype = torch.float32,  # of the forward pass
-) -> tuple[torch.Tensor, torch.Tensor]:  # songs' means (N, D); windows of place -1 (K, D)
-    "Describe each song as the mean over its windows, in the order of the loader's songs."
+) -> tuple[torch.Tensor, torch.Tensor]:  # features (K, D), places (K,)
+    "Describe windows, in the loader's order."
     model.eval()
     device = model.head.weight.device
     features, places = [], []
     for pixels, _, place in loader:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            features.append(model.describe(pixels.to(device)).float().cpu())
+        features.append(model.describe(pixels.to(device)).float().cpu())
         places.append(place)
-    places, features = torch.cat(places), torch.cat(features)
+    return torch.cat(features), torch.cat(places)
+
+
+def average_songs(
+    features: torch.Tensor,  # (K, D)
+    places: torch.Tensor,  # (K,) of the windows' songs; -1: of none
+) -> tuple[torch.Tensor, torch.Tensor]:  # songs' means (N, D), by place; windows of no song
+    "Average each song's windows."
     own, counts = places >= 0, places[places >= 0].bincount()
     sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, places[own], features[own])
     return sums / counts[:, None], features[~own]
@@ -204,13 +215,15 @@ def describe_songs(
 @torch.no_grad()
 def predict_songs(
     model: EmotionViT,
-    loader: Iterable,  # as for describe_songs
+    loader: Iterable,  # as for describe_windows
     *,
     dtype: torch.dtype = torch.float32,  # of the forward pass
 ) -> np.ndarray:  # (N, 2) valence and arousal on [-1, 1], in the order of the loader's songs
     "Predict each song from the mean over its windows."
-    features, _ = describe_songs(model, loader, dtype=dtype)
-    return model.answer(features.to(model.head.weight.device)).cpu().numpy()
+    device = model.head.weight.device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        windows = describe_windows(model, loader)
+    return model.answer(average_songs(*windows)[0].to(device)).cpu().numpy()
 
 # %% ../nbs/10_vit.ipynb #503fe5dd
 def vit_blocks(backbone: nn.Module) -> nn.ModuleList:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
 
-from musemo.core import Run
+from musemo.core import MusemoError, Run
 from musemo.dataset import WindowDataset, make_loader
 from musemo.presets import make_config
 from musemo.readout import Trees, plant_trees
@@ -124,3 +124,48 @@ def test_the_stage_leaves_a_model_that_opens_again(tmp_path):
     assert type(model) is type(build_vit(config)) and model.trees.size["trees"] == 10
     fit_vit(run, config)
     assert first == [run.path(name).read_bytes() for name in names]
+
+
+THAW = {"small__thaw": True, "training__epochs": 3, "training__patience": 3}
+
+
+def test_thawing_that_gains_nothing_leaves_no_trace():
+    "At a rate that ruins the line it is undone: the same bytes as without it."
+    config = config_of(**THAW, training__learning_rate=0.5)
+    model, record = train_model(datasets(config), config, seed=0)
+    thaw = record["thaw"]
+    assert thaw["kept"] is False and thaw["gain"] < 0 and len(thaw["epochs"]) == 3
+    plain, record = train_model(datasets(config_of()), config_of(), seed=0)
+    assert "thaw" not in record
+    assert all(x.equal(plain.state_dict()[k]) for k, x in model.state_dict().items())
+
+
+def test_thawing_is_kept_where_validation_songs_gain(monkeypatch):
+    "The warm-up is cut short, so that there is something left to learn from labels."
+    config = config_of(**THAW | {"training__epochs": 30, "training__patience": 30}, small__steps=1)
+    data = datasets(config, val=24)
+    model, record = train_model(data, config, seed=0)
+    thaw = record["thaw"]
+    assert thaw["kept"] == (thaw["gain"] > thaw["standard_error"]) and thaw["songs"] == 24
+    assert thaw["epochs"][0]["trainable"] > model.head.weight.numel() + 2
+    verdict = {"kept": True, "gain": 1.0, "standard_error": 0.1, "songs": 24}
+    monkeypatch.setattr("musemo.vit_training.gain_over_songs", lambda *_: dict(verdict))
+    kept, _ = train_model(data, config, seed=0)
+    plain, _ = train_model({"train": data["train"]}, config_of(small__steps=1), seed=0)
+    for name in ("head.weight", "backbone.embeddings.cls_token"):
+        assert not kept.state_dict()[name].equal(plain.state_dict()[name])
+    assert not kept.trees.value.equal(plain.trees.value)  # fitted to what the network says now
+
+
+def test_thawing_needs_validation_songs():
+    config = config_of(**THAW)
+    with pytest.raises(MusemoError, match="set small.thaw=false"):
+        train_model({"train": datasets(config)["train"]}, config, seed=0)
+
+
+def test_a_small_model_thaws_block_by_block():
+    "Its head reads windows beside tokens, so a cache of tokens must not come between."
+    config = config_of(**THAW, training__unfreeze=[[2, 1], [3, 2]], vit__layers=2)
+    _, record = train_model(datasets(config), config, seed=0)
+    moving = [row["trainable"] for row in record["thaw"]["epochs"]]
+    assert moving == sorted(set(moving))

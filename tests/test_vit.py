@@ -21,6 +21,7 @@ from musemo.activation_cache import (
 from musemo.core import MusemoError, Run
 from musemo.dataset import EpochSampler, build_loaders, to_pixels
 from musemo.presets import make_config
+from musemo.processes import open_accelerator
 from musemo.vit import (
     EmotionViT,
     WeightsError,
@@ -265,7 +266,7 @@ THAWING = {"unfreeze": [[3, 1], [5, 2], [7, 3]], "epochs": 8, "patience": 8, "vi
 
 def cache_of(model, loaders, config, *, blocks=(), **options):
     blocks = list(blocks) or [len(vit_blocks(model.backbone)) - frozen_blocks(model)]
-    options |= {"blocks": blocks, "dtype": torch.float32}
+    options |= {"blocks": blocks, "accelerator": open_accelerator(config)}
     return ActivationCache(model, loaders, config.training, **options)
 
 

@@ -40,7 +40,13 @@ from musemo.settings import (
     Width,
     setting,
 )
-from musemo.vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
+from musemo.vit_settings import (
+    AugmentationConfig,
+    DatasetConfig,
+    SmallConfig,
+    TrainingConfig,
+    VitConfig,
+)
 
 # %%
 #| export presets
@@ -366,6 +372,23 @@ class DatasetConfig(Section):
     workers: int = setting(0, "processes", "for loading; 0: in the training process", ge=0)
 
 
+class AugmentationConfig(Section):
+    "How training windows are changed; each is off at 0."
+
+    time_masks: int = setting(0, "masks", "over stretches of time", "Park 2019", ge=0)
+    time_width: Fraction = setting(0.1, "share", "of the frames, widest time mask")
+    band_masks: int = setting(0, "masks", "over mel bands", "Park 2019", ge=0)
+    band_width: Fraction = setting(0.1, "share", "of the bands, widest band mask")
+    stretch: float = setting(0.0, "share", "faster or slower by at most this", ge=0, le=1)
+    shift: int = setting(0, "bands", "higher or lower by at most this", ge=0)
+    mixup: float = setting(0.0, "-", "alpha of the mixing shares", "Zhang 2018", ge=0)
+
+    @property
+    def changes_windows(self) -> bool:
+        "Say whether single windows are changed; mixup changes batches."
+        return bool(self.time_masks or self.band_masks or self.stretch or self.shift)
+
+
 class VitConfig(Section):
     "The network and where its weights come from."
 
@@ -408,6 +431,9 @@ class SmallConfig(Section):
     tree_songs: float = setting(0.7, "share", "of the songs, for a tree", gt=0, le=1)
     tree_leaf: int = setting(5, "songs", "at least, in a leaf", ge=1)
     synthetic_weight: float = setting(0.1, "x", "of a synthetic window, a real song is 1", ge=0)
+    thaw: bool = setting(
+        False, "-", "run training's schedule from the line; kept where validation songs gain"
+    )
 
 
 class TrainingConfig(Section):
@@ -483,6 +509,7 @@ class Config(Section):
     synthesis: SynthesisConfig = SynthesisConfig()
     inversion: InversionConfig = InversionConfig()
     dataset: DatasetConfig = DatasetConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
@@ -500,6 +527,8 @@ class Config(Section):
             raise ValueError("audio.clip_seconds must be at least data.min_seconds")
         if self.dataset.window_frames > self.audio.frames:
             raise ValueError(f"dataset.window_frames must be at most {self.audio.frames} frames")
+        if self.augmentation.shift >= self.audio.n_mels:
+            raise ValueError(f"augmentation.shift must be below {self.audio.n_mels} mel bands")
         side, scratch = self.dataset.image_size, self.vit.weights == "scratch"
         if scratch and side % self.vit.patch:
             raise ValueError("dataset.image_size must be a multiple of vit.patch")

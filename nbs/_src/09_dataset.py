@@ -13,6 +13,15 @@
 # Shapes: B batch, N songs, M mel bands, T frames, H = W picture side in pixels.
 
 # %%
+#| export augmentation
+import math
+
+import numpy as np
+import torch
+
+from musemo.config import AugmentationConfig
+
+# %%
 #| export
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +32,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from musemo.augmentation import augment_window, draw_stretch, frames_needed
 from musemo.config import Config
 from musemo.core import MusemoError, Run, cut_windows, load_part, rng_for, seed_for, torch_rng_for
 
@@ -31,6 +41,7 @@ from musemo.core import MusemoError, Run, cut_windows, load_part, rng_for, seed_
 import tempfile
 from pathlib import Path
 
+import librosa
 from fastcore.test import test_close, test_eq
 
 from musemo.presets import make_config
@@ -80,6 +91,200 @@ test_eq(to_pixels(clicks, 0)[:, 0], clicks)
 
 
 # %% [markdown]
+# ## Other views of the same song
+#
+# A few hundred songs are soon known by heart. `augmentation` changes training windows so that
+# none comes twice: it hides stretches, changes the tempo, moves the bands, mixes songs. All is off
+# by default: nothing here has been shown to help on this data, and tempo and register carry
+# emotion themselves, so strong changes contradict the label.
+#
+# SpecAugment (Park 2019) hides time and bands. What is hidden becomes the window's mean, which
+# says less than silence would: silence is a sound, too.
+
+
+# %%
+#| export augmentation
+def mask_stretches(
+    window: torch.Tensor,  # (M, T)
+    *,
+    axis: int,  # 0: bands, 1: time
+    masks: int,
+    width: float,  # share of the axis, widest mask
+    rng: np.random.Generator,
+) -> torch.Tensor:  # (M, T)
+    "Hide stretches of random place and width behind the window's mean."
+    size, mean, window = window.shape[axis], window.mean(), window.clone()
+    for _ in range(masks):
+        wide = int(rng.integers(0, int(width * size) + 1))
+        start = int(rng.integers(0, size - wide + 1))
+        window.narrow(axis, start, wide).fill_(mean)
+    return window
+
+
+# %%
+slope = torch.linspace(-1, 1, 64).repeat(16, 1)  # (M, T)
+hidden = mask_stretches(slope, axis=1, masks=2, width=0.25, rng=np.random.default_rng(1))
+columns = (hidden != slope).any(dim=0)
+assert 0 < columns.sum() <= 32 and hidden[:, columns].abs().max() < 1e-6
+test_eq(mask_stretches(slope, axis=0, masks=0, width=0.25, rng=None), slope)
+
+
+# %% [markdown]
+# A tempo: frame t of the result is frame t / factor of the sound, between two frames a mixture.
+# Pitch stays, as bands do not move. Sound that is to be faster needs more of it, so a wider
+# window is cut; where a song has no more, it is not made faster than that. No frame is invented.
+
+
+# %%
+#| export augmentation
+def draw_stretch(
+    stretch: float,  # share, faster or slower by at most this
+    *,
+    width: int,  # frames that are wanted
+    frames: int,  # frames that there are
+    rng: np.random.Generator,
+) -> float:  # 2: twice as long
+    "Draw a factor, as often above 1 as below, that the sound is long enough for."
+    factor = (1 + stretch) ** rng.uniform(-1, 1)
+    return max(factor, min(1.0, (width - 1) / max(frames - 1, 1)))
+
+
+def frames_needed(width: int, factor: float) -> int:
+    "Count the frames that become `width` of them."
+    return math.ceil((width - 1) / factor - 1e-6) + 1
+
+
+def stretch_time(
+    window: torch.Tensor,  # (M, W), W >= frames_needed(width, factor)
+    *,
+    factor: float,  # 2: twice as long
+    width: int,  # frames of the result
+) -> torch.Tensor:  # (M, width)
+    "Change the tempo by interpolating frames."
+    places = (torch.arange(width) / factor).clamp(max=window.shape[1] - 1)
+    before = places.long()
+    after = (before + 1).clamp(max=window.shape[1] - 1)
+    return torch.lerp(window[:, before], window[:, after], places - before)
+
+
+# %% [markdown]
+# A pulse every 8 frames comes every 16 at factor 2, and there is the way back. Between frames a
+# straight line is exact, so a slope stays one.
+
+# %%
+pulse = torch.full((16, 33), -1.0)
+pulse[:, ::8] = 1.0
+slower = stretch_time(pulse, factor=2, width=65)
+test_eq((slower[0] == 1).nonzero().flatten().tolist(), [0, 16, 32, 48, 64])
+test_eq(stretch_time(slower, factor=0.5, width=33), pulse)
+test_close(stretch_time(slope, factor=1.3, width=64)[0].diff(), 2 / 63 / 1.3, eps=1e-5)
+test_eq((frames_needed(65, 2), frames_needed(33, 0.5), frames_needed(64, 1)), (33, 65, 64))
+rng = np.random.default_rng(0)
+test_eq(draw_stretch(0.0, width=64, frames=200, rng=rng), 1.0)
+draws = [draw_stretch(1.0, width=64, frames=64, rng=rng) for _ in range(20)]
+test_eq(min(draws), 1.0)
+
+
+# %% [markdown]
+# A pitch: all bands move up or down. On mel bands that is right above 1 kHz, where they are
+# evenly spaced in pitch; below, they are evenly spaced in hertz, so low notes move further than
+# high ones, and overtones leave their places. A band that has nothing to move in keeps the
+# edge's sound. Small shifts only: formants move along.
+
+
+# %%
+#| export augmentation
+def shift_bands(
+    window: torch.Tensor,  # (M, T)
+    bands: int,  # up; below 0: down
+) -> torch.Tensor:  # (M, T)
+    "Move all mel bands, roughly a change of pitch; the edge band fills what is left."
+    count = window.shape[0]
+    return window[(torch.arange(count) - bands).clamp(0, count - 1)]
+
+
+# %%
+note = torch.full((16, 8), -1.0)
+note[5] = 0.5
+test_eq(shift_bands(note, 3)[8], note[5])
+test_eq(shift_bands(shift_bands(note, 3), -3), note)
+test_eq(shift_bands(note, 0), note)
+edges = make_config("full").audio
+hertz = librosa.mel_frequencies(edges.n_mels, fmin=edges.f_min, fmax=edges.f_max)
+semitones = 12 * np.log2(hertz[1:] / hertz[:-1])
+print(f"one band at 100 Hz: {semitones[np.searchsorted(hertz, 100)]:.1f} semitones")
+print(f"one band at 1 kHz and above: {semitones[hertz[:-1] > 1000].mean():.2f} semitones")
+
+
+# %% [markdown]
+# One window's changes, drawn in a fixed order.
+
+
+# %%
+#| export augmentation
+def augment_window(
+    window: torch.Tensor,  # (M, W)
+    settings: AugmentationConfig,
+    *,
+    factor: float,  # of its length, from draw_stretch
+    width: int,  # frames of the result
+    rng: np.random.Generator,
+) -> torch.Tensor:  # (M, width)
+    "Change a training window: tempo, pitch, then masks."
+    window = stretch_time(window, factor=factor, width=width)
+    window = shift_bands(window, int(rng.integers(-settings.shift, settings.shift + 1)))
+    masks = {0: (settings.band_masks, settings.band_width)}
+    masks[1] = (settings.time_masks, settings.time_width)
+    for axis, (count, widest) in masks.items():
+        window = mask_stretches(window, axis=axis, masks=count, width=widest, rng=rng)
+    return window
+
+
+# %%
+strong = {"time_masks": 2, "band_masks": 2, "stretch": 0.3, "shift": 3}
+strong = {f"augmentation.{name}": value for name, value in strong.items()}
+mild, strong = (make_config("smoke", values).augmentation for values in ({}, strong))
+test_eq((mild.changes_windows, strong.changes_windows), (False, True))
+views = [
+    augment_window(slope, which, factor=1, width=64, rng=np.random.default_rng(seed))
+    for which, seed in ((mild, 0), (strong, 0), (strong, 0), (strong, 1))
+]
+test_eq((views[0], views[1]), (slope, views[2]))
+assert views[1].shape == slope.shape and views[1].abs().max() <= 1
+assert not views[1].equal(views[3])
+
+
+# %% [markdown]
+# Mixup (Zhang 2018) averages two songs and their labels, by a share that is mostly near 0 or 1
+# for a small alpha. Labels mix with what they belong to, so this happens in the training step:
+# section 11 mixes pictures or, where frozen blocks are cached, the tokens at the cut (Verma
+# 2019), so mixtures are new in each epoch though tokens are not.
+
+
+# %%
+#| export augmentation
+def mix_batch(
+    inputs: torch.Tensor,  # (B, ...) pictures, or tokens
+    labels: torch.Tensor,  # (B, 2)
+    *,
+    alpha: float,
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Mix a batch with itself in another order, and its labels alike."
+    share, order = rng.beta(alpha, alpha), torch.from_numpy(rng.permutation(len(inputs)))
+    return tuple(share * x.float() + (1 - share) * x[order].float() for x in (inputs, labels))
+
+
+# %%
+levels = torch.tensor([[-0.8, 0.1], [0.2, 0.3], [0.6, -0.5]])
+pictures = levels[:, :1, None].expand(-1, 4, 6)
+mixed, told = mix_batch(pictures, levels, alpha=0.4, rng=np.random.default_rng(0))
+test_close(mixed[:, 0, 0], told[:, 0], eps=1e-6)
+test_close(told.mean(0), levels.mean(0), eps=1e-6)
+assert not told.equal(levels)
+
+
+# %% [markdown]
 # ## One dataset for all three parts
 #
 # Training sees new windows in each epoch, judging sees the same evenly spaced ones. A key
@@ -101,6 +306,7 @@ class WindowDataset(Dataset):
     synthetic_labels: np.ndarray | None = None  # (K, 2) valence and arousal, [-1, 1]
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
+    augmented: bool = True  # change windows as the configuration says, where they are drawn anew
 
     def __post_init__(self):
         self.labels = self.songs[["valence", "arousal"]].to_numpy(np.float32, copy=True)  # (N, 2)
@@ -119,7 +325,8 @@ class WindowDataset(Dataset):
 
 # %% [markdown]
 # Real songs come first in an epoch, each with its windows; then the synthetic windows, which
-# have the right width already.
+# have the right width already. Only where windows are drawn anew are they changed; what judges
+# is never.
 
 
 # %%
@@ -129,19 +336,33 @@ def pick_window(
     key: int,  # epoch * len(data) + item
 ) -> tuple[np.ndarray, np.ndarray, int]:  # window (M, T), label (2,), song's place or -1
     "Cut the window of a key; the next epoch's key of a training song cuts another."
-    item, options = key % len(data), {}
-    if item >= data.real:
-        row = item - data.real
-        return data.synthetic[row].astype(np.float32), data.synthetic_labels[row], -1
-    song, place = divmod(item, data.config.dataset.windows_per_song)
-    if data.seed is None:
-        options["per_song"] = data.config.dataset.windows_per_song
+    item, width = key % len(data), data.config.window
+    per_song = data.config.dataset.windows_per_song
+    song, place = divmod(item, per_song)
+    if item < data.real:
+        label, one = data.labels[song], slice(song, song + 1)
+        sound, frames = data.log_mel[one], data.frames[one]
     else:
-        place, options["rng"] = 0, rng_for(data.seed, "window", key)
-    width = data.config.window
-    one = slice(song, song + 1)
-    windows, _ = cut_windows(data.log_mel[one], data.frames[one], width, **options)
-    return windows[place], data.labels[song], song
+        song, row, per_song, place = -1, item - data.real, 1, 0
+        label, sound = data.synthetic_labels[row], data.synthetic[row : row + 1]
+        frames = np.array([sound.shape[2]])
+    if data.seed is None:
+        windows, _ = cut_windows(sound, frames, width, per_song=per_song)
+        return windows[place], label, song
+    return draw_window(data, key, sound, frames), label, song
+
+
+def draw_window(data: WindowDataset, key: int, sound: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    "Draw a training window (M, T) of one song (1, M, T), changed where that is asked for."
+    settings, width = data.config.augmentation, data.config.window
+    cut = rng_for(data.seed, "window", key)
+    if not (data.augmented and settings.changes_windows):
+        return cut_windows(sound, frames, width, rng=cut)[0][0]
+    rng = rng_for(data.seed, "augmentation", key)
+    factor = draw_stretch(settings.stretch, width=width, frames=int(frames[0]), rng=rng)
+    wide, _ = cut_windows(sound, frames, frames_needed(width, factor), rng=cut)
+    window = torch.from_numpy(wide[0])
+    return augment_window(window, settings, factor=factor, width=width, rng=rng).numpy()
 
 
 # %%
@@ -358,6 +579,37 @@ run.headline(
     f"{train.real} real + {len(train) - train.real} synthetic windows an epoch, {high} x {wide} px",
     figure,
 )
+
+# %% [markdown]
+# One training song under each of the changes that `augmentation` offers, stronger than one would
+# choose, so that they can be seen. The title says which; the first is the window as it is.
+
+# %%
+data, rng = loaders["train"].dataset, np.random.default_rng(0)
+width = config.window
+one, other = (
+    torch.from_numpy(cut_windows(data.log_mel[i : i + 1], data.frames[i : i + 1], width)[0][0])
+    for i in (0, 1)
+)
+shown = {
+    "as it is": one,
+    "time masks": mask_stretches(one, axis=1, masks=2, width=0.2, rng=rng),
+    "band masks": mask_stretches(one, axis=0, masks=2, width=0.2, rng=rng),
+    "twice as slow": stretch_time(one, factor=2, width=width),
+    "10 bands higher": shift_bands(one, 10),
+    "mixed with another song": mix_batch(
+        torch.stack([one, other]), torch.zeros(2, 2), alpha=100, rng=np.random.default_rng(3)
+    )[0][0],
+}
+figure, axes = subplots(2, 3, size=(2.9, 2.2), sharex=True, sharey=True)
+for panel, (title, window) in zip(axes.flat, shown.items(), strict=True):
+    panel.imshow(window, origin="lower", aspect="auto", cmap="magma", vmin=-1, vmax=1)
+    panel.set_title(title, fontsize=9)
+    panel.grid(False)
+for panel in axes[1]:
+    panel.set_xlabel("time (frames)")
+for panel in axes[:, 0]:
+    panel.set_ylabel("mel band")
 
 # %% [markdown]
 # Labels of what is trained on and what judges. Where the synthetic labels lie far from the real

@@ -86,6 +86,8 @@ from musemo.presets import make_config
 class EmotionViT(nn.Module):
     "A ViT with a regression head: (B, 3, H, W) pixels -> (B, 2) valence and arousal."
 
+    reads_pixels = False  # the head sees tokens alone
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -102,8 +104,12 @@ class EmotionViT(nn.Module):
         self.mean, self.std, self.source = tuple(mean), tuple(std), source
 
     def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, D)
-        "Give what the head reads of a picture: the class token."
-        return self.backbone(pixel_values=pixels).last_hidden_state[:, 0]
+        "Give what the head reads of a picture."
+        return self.pool(self.backbone(pixel_values=pixels).last_hidden_state, pixels)
+
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        "Take the class token of (B, 1 + P, D)."
+        return tokens[:, 0]
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
         "Read valence and arousal; within [-1, 1] once the model is in eval mode."
@@ -424,6 +430,8 @@ test_close(grown.numpy(), np.stack([m.predict(rows) for m in boosted], 1), eps=1
 class SmallViT(EmotionViT):
     "A ViT over windows, read beside their statistics: (B, 1, M, T) -> (B, 2)."
 
+    reads_pixels = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -443,9 +451,8 @@ class SmallViT(EmotionViT):
         self.register_buffer("spread", torch.ones(size))
         self.trees = Trees(**trees) if trees else None
 
-    def describe(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
+    def pool(self, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:  # (B, features)
         "Join what the tokens say of windows with their statistics, the tokens first."
-        tokens = self.backbone(pixel_values=pixels).last_hidden_state
         parts = [pool_window_tokens(tokens), band_statistics(pixels)]
         parts += [rhythm_statistics(pixels, self.lags)]
         parts += [harmony_statistics(pixels, self.classes, self.decibels)]
@@ -755,21 +762,25 @@ test_eq(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy())
 # %%
 #| export
 @torch.no_grad()
-def describe_songs(
+def describe_windows(
     model: EmotionViT,
     loader: Iterable,  # batches of pixels (B, C, H, W), labels, songs' places (B,)
-    *,
-    dtype: torch.dtype = torch.float32,  # of the forward pass
-) -> tuple[torch.Tensor, torch.Tensor]:  # songs' means (N, D); windows of place -1 (K, D)
-    "Describe each song as the mean over its windows, in the order of the loader's songs."
+) -> tuple[torch.Tensor, torch.Tensor]:  # features (K, D), places (K,)
+    "Describe windows, in the loader's order."
     model.eval()
     device = model.head.weight.device
     features, places = [], []
     for pixels, _, place in loader:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            features.append(model.describe(pixels.to(device)).float().cpu())
+        features.append(model.describe(pixels.to(device)).float().cpu())
         places.append(place)
-    places, features = torch.cat(places), torch.cat(features)
+    return torch.cat(features), torch.cat(places)
+
+
+def average_songs(
+    features: torch.Tensor,  # (K, D)
+    places: torch.Tensor,  # (K,) of the windows' songs; -1: of none
+) -> tuple[torch.Tensor, torch.Tensor]:  # songs' means (N, D), by place; windows of no song
+    "Average each song's windows."
     own, counts = places >= 0, places[places >= 0].bincount()
     sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, places[own], features[own])
     return sums / counts[:, None], features[~own]
@@ -778,13 +789,15 @@ def describe_songs(
 @torch.no_grad()
 def predict_songs(
     model: EmotionViT,
-    loader: Iterable,  # as for describe_songs
+    loader: Iterable,  # as for describe_windows
     *,
     dtype: torch.dtype = torch.float32,  # of the forward pass
 ) -> np.ndarray:  # (N, 2) valence and arousal on [-1, 1], in the order of the loader's songs
     "Predict each song from the mean over its windows."
-    features, _ = describe_songs(model, loader, dtype=dtype)
-    return model.answer(features.to(model.head.weight.device)).cpu().numpy()
+    device = model.head.weight.device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        windows = describe_windows(model, loader)
+    return model.answer(average_songs(*windows)[0].to(device)).cpu().numpy()
 
 
 # %%
@@ -794,7 +807,7 @@ batches = [(six[:4], None, torch.tensor([0, 0, 1, 1])), (six[4:], None, torch.te
 by_hand = again(six).detach().view(3, 2, 2).mean(dim=1).numpy()
 test_close(predict_songs(again, batches), by_hand, eps=1e-5)
 made = [(six, None, torch.tensor([0, 0, 1, 1, -1, -1]))]  # the last two are synthetic
-test_eq([len(part) for part in describe_songs(again, made)], [2, 2])
+test_eq([len(part) for part in average_songs(*describe_windows(again, made))], [2, 2])
 
 
 # %% [markdown]

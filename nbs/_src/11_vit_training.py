@@ -14,6 +14,19 @@
 # Shapes: B batch, N songs, M mel bands, T frames, P patches, D features.
 
 # %%
+#| export processes
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast
+
+from musemo.config import Config
+from musemo.core import MusemoError, pick_device, pick_precision
+
+# %%
 #| export activation_cache
 import math
 import shutil
@@ -23,38 +36,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
 from musemo.config import TrainingConfig
-from musemo.core import MusemoError, autocast
-from musemo.vit import EmotionViT, run_through, vit_blocks
+from musemo.core import MusemoError
+from musemo.processes import exchange, own_stretch
+from musemo.vit import EmotionViT, average_songs, describe_windows, run_through, vit_blocks
 
 # %%
 #| export
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from musemo.activation_cache import ActivationCache, cut_phase
+from musemo.activation_cache import ActivationCache, answer_together, cut_phase
+from musemo.augmentation import mix_batch
 from musemo.config import Config, TrainingConfig
 from musemo.core import (
     MusemoError,
     Run,
-    autocast,
-    pick_device,
-    pick_precision,
     progress,
+    rng_for,
     seed_everything,
     seed_for,
 )
 from musemo.dataset import WindowDataset, make_loader, read_datasets
+from musemo.processes import deal, open_accelerator, sum_gradients
 from musemo.small_training import train_small
 from musemo.vit import (
     EmotionViT,
@@ -63,7 +82,6 @@ from musemo.vit import (
     count_trainable,
     describe_vit,
     parameter_groups,
-    predict_songs,
     start_at_mean,
     unfreeze_last,
 )
@@ -77,6 +95,7 @@ from torch.utils.data import TensorDataset
 from transformers import ViTConfig, ViTModel
 
 from musemo.presets import make_config
+from musemo.vit import predict_songs
 
 
 # %% [markdown]
@@ -178,6 +197,144 @@ for _ in range(10):
     cosine.step()
 test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=1e-9)
 
+# %% [markdown]
+# ## One training, several processes
+#
+# `accelerate launch --multi_gpu --num_processes 2 -m musemo train RUN` starts this section twice,
+# and the result is the single process's. `--multi_gpu` is accelerate's name for several processes
+# on one machine, with GPUs or without; left out on a CPU, accelerate starts one and does not say
+# so, which is refused here.
+
+# %%
+#| export processes
+_precisions = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def open_accelerator(config: Config) -> Accelerator:
+    "Join the training's processes; raises MusemoError for a precision that cannot be had here."
+    on_cpu = pick_device(config.device).type == "cpu"
+    device = PartialState(cpu=on_cpu).device
+    precision = _precisions[pick_precision(device, config.precision)]
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ)
+    if launched and PartialState().num_processes == 1 and "WORLD_SIZE" not in os.environ:
+        raise MusemoError(
+            "accelerate launch: several processes were asked for and one was started; "
+            "on a CPU, too, several need --multi_gpu --num_processes N"
+        )
+    try:
+        return Accelerator(mixed_precision=precision, cpu=on_cpu)
+    except ValueError as error:
+        raise MusemoError(
+            f"precision = {config.precision!r} on {device}: {str(error).splitlines()[0]} "
+            "Set precision=auto; after a training in another precision, start a new process"
+        ) from error
+
+
+# %%
+alone = open_accelerator(make_config("smoke", {"device": "cpu"}))
+test_eq((alone.num_processes, alone.device.type, alone.mixed_precision), (1, "cpu", "no"))
+half = make_config("smoke", {"device": "cpu", "precision": "float16"})
+test_fail(lambda: open_accelerator(half), contains="precision = 'float16' on cpu")
+
+
+# %% [markdown]
+# Each process loads the whole batch and computes every second row of it. A mean over processes
+# would be wrong where a batch is uneven: so each weighs its loss by its share of the rows, and
+# gradients are summed. A process without a row computes the first one, for nothing: the others
+# wait for its sum.
+
+
+# %%
+#| export processes
+def deal(
+    rows: int,  # of a batch
+    accelerator: Accelerator,
+) -> tuple[slice, float]:  # rows that this process computes, and their share of the batch
+    "Deal a batch over the processes, row by row."
+    own = slice(accelerator.process_index, rows, accelerator.num_processes)
+    count = len(range(rows)[own])
+    return (own, count / rows) if count else (slice(1), 0.0)
+
+
+def sum_gradients(weights: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
+    "Sum the gradients of all processes, in one message."
+    if accelerator.num_processes == 1:
+        return
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    whole = accelerator.reduce(torch.cat([part.flatten() for part in gradients]), "sum")
+    for part, summed in zip(gradients, whole.split([g.numel() for g in gradients]), strict=True):
+        part.copy_(summed.view_as(part))
+
+
+# %% [markdown]
+# Five rows over two processes, by hand: shares of 3/5 and 2/5 give the whole batch's gradient.
+# Half and half would not.
+
+
+# %%
+class Place:
+    "One of several processes, as far as dealing asks."
+
+    def __init__(self, process_index, num_processes=2):
+        self.process_index, self.num_processes = process_index, num_processes
+
+
+line, numbers = torch.ones(1, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
+parts = [deal(5, Place(i)) for i in (0, 1)]
+test_eq([share for _, share in parts], [0.6, 0.4])
+test_eq(deal(1, Place(1)), (slice(1), 0.0))
+sum(share * (line * numbers[own]).mean() for own, share in parts).backward()
+test_close(line.grad.item(), numbers.mean().item(), eps=1e-6)
+sum_gradients([line], alone)
+test_close(line.grad.item(), 4.0, eps=1e-6)
+
+
+# %% [markdown]
+# What does not learn is described in stretches: each process has its own of the windows, then
+# all have everything.
+
+
+# %%
+#| export processes
+def own_stretch(
+    items: int,
+    accelerator: Accelerator,
+    process: int | None = None,  # None: this one
+) -> range:
+    "Give a process its stretch of the items; raises MusemoError where one would have none."
+    count = accelerator.num_processes
+    if items < count:
+        raise MusemoError(
+            f"{count} processes: {items} windows are too few to deal; launch at most {items}"
+        )
+    process = accelerator.process_index if process is None else process
+    return range(items * process // count, items * (process + 1) // count)
+
+
+def exchange(
+    rows: np.ndarray,  # (N, ...), of which each process has filled its stretch
+    accelerator: Accelerator,
+    *,
+    size: int,  # rows of a message
+) -> None:
+    "Give every process the rows that the others have filled."
+    if accelerator.num_processes == 1:
+        return
+    for process in range(accelerator.num_processes):
+        own = own_stretch(len(rows), accelerator, process)
+        for start in own[::size]:
+            part = rows[start : min(start + size, own.stop)]
+            sent = broadcast(torch.from_numpy(part).to(accelerator.device), from_process=process)
+            part[:] = sent.cpu().numpy()
+
+
+# %%
+test_eq([list(own_stretch(5, Place(i))) for i in (0, 1)], [[0, 1], [2, 3, 4]])
+test_fail(lambda: own_stretch(1, Place(1)), contains="launch at most 1")
+filled = np.arange(4.0)
+exchange(filled, alone, size=2)
+test_eq(filled, np.arange(4.0))
+
 
 # %% [markdown]
 # ## Nothing twice: the cut
@@ -221,9 +378,9 @@ class CutViT(nn.Module):
         return self
 
     def describe(self, inputs: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) or (B, 1 + P, D)
-        "Give the class token, (B, D), of pixels or of tokens at the cut."
+        "Give what the head reads, (B, D), of pixels or of tokens at the cut."
         tokens = run_through(self.lower, inputs) if inputs.ndim == 4 else inputs.float()
-        return run_through(self.upper, tokens)[:, 0]
+        return self.model.pool(run_through(self.upper, tokens), inputs)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:  # (B, D) -> (B, 2)
         "Read valence and arousal as the whole model does."
@@ -295,7 +452,8 @@ with tempfile.TemporaryDirectory() as folder:
 # It gives what its loader gives, in the same order, with tokens in the place of pixels. While
 # blocks are frozen an epoch shows one of `training.views` views of the songs, in turn: one is all
 # there is of a whole clip, several keep chance in shorter windows. The first epoch that asks for a
-# view computes it.
+# view computes it. With several views each is augmented in its own way; a single one, shown again
+# and again, is left as it is.
 
 
 # %%
@@ -308,10 +466,10 @@ class CachedLoader:
         loader,  # of pixels, or a CachedLoader at a lower cut; its keys are view * items + item
         lower: nn.ModuleList,  # the frozen modules from there to the cut
         store: np.ndarray,  # (views * items, 1 + P, D), to be filled
-        *,
-        dtype: torch.dtype,  # of the forward pass
+        accelerator: Accelerator,
     ):
-        self.loader, self.lower, self.store, self.dtype = loader, lower, store, dtype
+        self.loader, self.lower, self.store = loader, lower, store
+        self.accelerator = accelerator
         self.dataset, self.batch_sampler = loader.dataset, loader.batch_sampler
         self.seen = {}  # view: labels and places of its items
 
@@ -329,14 +487,16 @@ class CachedLoader:
 
 # %%
 #| export activation_cache
-def in_order(loader, view: int) -> Iterable:
-    "Go once over a view's items, first to last."
+def in_order(loader, view: int, accelerator: Accelerator) -> Iterable:
+    "Go once over this process's stretch of a view's items, first to last."
     items = len(loader.dataset)
-    keys = range(view * items, (view + 1) * items)
+    own = own_stretch(items, accelerator)
+    keys = range(view * items, (view + 1) * items)[own.start : own.stop]
     if isinstance(loader, CachedLoader):
         size = loader.batch_sampler.batch_size
-        return (loader.read(keys[start : start + size]) for start in range(0, items, size))
-    options = {"num_workers": loader.num_workers, "generator": torch.Generator()}
+        return (loader.read(keys[start : start + size]) for start in range(0, len(keys), size))
+    options = {"num_workers": loader.num_workers, "pin_memory": loader.pin_memory}
+    options["generator"] = torch.Generator()
     return DataLoader(loader.dataset, loader.batch_size, sampler=keys, **options)
 
 
@@ -345,11 +505,12 @@ def in_order(loader, view: int) -> Iterable:
 @torch.no_grad()
 def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Compute a view's tokens, give labels and places; raises MusemoError for an overflow."
-    store, row, notes = cached.store, view * len(cached.dataset), []
-    device = next(cached.lower.parameters()).device
-    for inputs, *note in in_order(cached.loader, view):
-        with autocast(device, cached.dtype):
-            tokens = run_through(cached.lower, inputs.to(device).float())
+    items, accelerator, notes = len(cached.dataset), cached.accelerator, []
+    store = cached.store[view * items : (view + 1) * items]
+    row = own_stretch(items, accelerator).start
+    for inputs, *note in in_order(cached.loader, view, accelerator):
+        with accelerator.autocast():
+            tokens = run_through(cached.lower, inputs.to(accelerator.device).float())
         peak = tokens.abs().max().item()
         if peak > float(np.finfo(store.dtype).max):
             raise MusemoError(
@@ -358,7 +519,8 @@ def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tens
             )
         store[row : row + len(tokens)] = tokens[:, : store.shape[1]].float().cpu().numpy()
         row, notes = row + len(tokens), [*notes, note]
-    labels, places = map(torch.cat, zip(*notes, strict=True))
+    exchange(store, accelerator, size=cached.batch_sampler.batch_size)
+    labels, places = map(torch.cat, zip(*gather_object(notes), strict=True))
     return labels, places
 
 
@@ -372,7 +534,7 @@ asked = []
 whole.backbone.embeddings.register_forward_hook(lambda *_: asked.append(1))
 unfreeze_last(whole, 1)
 part, store = CutViT(whole), np.zeros((6, 5, 16), np.float16)
-cached = CachedLoader(six, part.lower, store, dtype=torch.float32)
+cached = CachedLoader(six, part.lower, store, alone)
 answers = [predict_songs(part, cached) for _ in range(3)]
 test_eq(len(asked), 2)
 test_close(answers, [predict_songs(whole, six)] * 3, eps=2e-3)
@@ -384,7 +546,8 @@ test_close(answers, [predict_songs(whole, six)] * 3, eps=2e-3)
 # A block that thaws moves the cut down. Tokens at the lowest cut of the schedule serve all
 # phases: a higher cut is reached from them through the few blocks between, and no picture goes
 # through the lower blocks again. With the head alone only the class token is kept, since above
-# the last block tokens never meet. Where all of the network learns there is nothing to remember.
+# the last block tokens never meet. Where all of the network learns there is nothing to remember,
+# and a model that reads its windows beside the tokens needs the windows.
 
 
 # %%
@@ -399,11 +562,11 @@ class ActivationCache:
         config: TrainingConfig,
         *,
         blocks: list[int],  # last blocks that learn, in each phase
-        dtype: torch.dtype,  # of the forward pass
+        accelerator: Accelerator,
         folder: Path | None = None,  # for what memory must not hold; None: the system's
     ):
         self.model, self.loaders, self.config = model, loaders, config
-        self.dtype, self.folder = dtype, folder
+        self.accelerator, self.folder = accelerator, folder
         self.depth, self.base = len(vit_blocks(model.backbone)), None
         cuts = [self.depth - count for count in blocks]
         self.lowest = min([cut for cut in cuts if cut > 0], default=0)
@@ -426,7 +589,7 @@ def remember(
     used = 0 if base is None or isinstance(base, np.memmap) else base.nbytes / 1e6
     store = make_store(shape, cache.config, used=used, folder=cache.folder)
     parts = {"train": store[: rows[0]], "val": store[rows[0] :]}
-    return {k: CachedLoader(loaders[k], lower, v, dtype=cache.dtype) for k, v in parts.items()}
+    return {k: CachedLoader(loaders[k], lower, v, cache.accelerator) for k, v in parts.items()}
 
 
 # %%
@@ -437,9 +600,10 @@ def cut_phase(
     "Cut the model where its frozen blocks end now, and give it batches that fit."
     part, loaders, config = CutViT(cache.model), cache.loaders, cache.config
     loaders["train"].sampler.views = config.views if part.frozen else 0
+    loaders["train"].dataset.augmented = not part.frozen or config.views > 1
     if part.frozen < cache.lowest:  # what the tokens came through learns now
         cache.base = None
-    if not (part.frozen and config.cache):
+    if not (part.frozen and config.cache) or cache.model.reads_pixels:
         return part, loaders
     cache.lowest = min(cache.lowest, part.frozen)
     below, between = part.lower[: cache.lowest + 1], part.lower[cache.lowest + 1 :]
@@ -456,8 +620,8 @@ def cut_phase(
 # %%
 for precision, far in (("float32", 1e-5), ("float16", 2e-3)):
     kept = make_config("full", {"training.cache_precision": precision}).training
-    loaders, full_precision = {"train": six, "val": six}, torch.float32
-    cache = ActivationCache(whole, loaders, kept, blocks=[0, 1, 2], dtype=full_precision)
+    loaders = {"train": six, "val": six}
+    cache = ActivationCache(whole, loaders, kept, blocks=[0, 1, 2], accelerator=alone)
     right = predict_songs(whole, six)
     asked.clear()
     for blocks, tokens in ((0, 1), (1, 5)):
@@ -469,6 +633,37 @@ for precision, far in (("float32", 1e-5), ("float16", 2e-3)):
     test_eq(len(asked), 4)
     unfreeze_last(whole, 2)
     test_eq(cut_phase(cache)[1], loaders)
+
+
+# %% [markdown]
+# Songs to judge are dealt as well, cached or not: each process describes its stretch of windows,
+# and a song's mean is taken over all of them.
+
+
+# %%
+#| export activation_cache
+def describe_together(
+    model: nn.Module,  # an EmotionViT, whole or cut
+    loader,  # of windows that are the same in each epoch, or a CachedLoader
+    accelerator: Accelerator,
+) -> tuple[torch.Tensor, torch.Tensor]:  # songs' means (N, D); windows of place -1 (K, D)
+    "Describe each song as the mean over its windows, by all processes together."
+    with accelerator.autocast():
+        own = describe_windows(model, in_order(loader, 0, accelerator))
+    features, places = map(torch.cat, zip(*gather_object([own]), strict=True))
+    return average_songs(features, places)
+
+
+def answer_together(model: nn.Module, loader, accelerator: Accelerator) -> torch.Tensor:  # (N, 2)
+    "Predict each song from the mean over its windows, by all processes together."
+    songs, _ = describe_together(model, loader, accelerator)
+    with torch.no_grad():
+        return model.answer(songs.to(accelerator.device)).cpu()
+
+
+# %%
+test_eq(describe_together(whole, six, alone)[0].shape, (6, 16))
+test_close(answer_together(whole, six, alone).numpy(), predict_songs(whole, six), eps=1e-6)
 
 
 # %% [markdown]
@@ -486,32 +681,35 @@ def train_epoch(
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     cosine: CosineAnnealingLR,
-    scaler: torch.amp.GradScaler,
+    accelerator: Accelerator,
     *,
     clip_norm: float,
-    dtype: torch.dtype,  # of the forward pass
+    mix: Callable | None = None,  # (inputs, labels) -> the same, mixed; of the whole batch
 ) -> float:  # mean loss
     "Train for one epoch; raises MusemoError where the loss is no finite number."
     model.train()
-    device, total, seen = model.head.weight.device, 0.0, 0
+    device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
-        with autocast(device, dtype):
-            predicted = model(pixels.to(device, non_blocking=True))
-        loss = loss_function(predicted, labels.to(device, non_blocking=True))
-        if not torch.isfinite(loss):
+        if mix:
+            pixels, labels = mix(pixels, labels)
+        own, share = deal(len(labels), accelerator)
+        with accelerator.autocast():
+            predicted = model(pixels[own].to(device, non_blocking=True))
+        loss = share * loss_function(predicted, labels[own].to(device, non_blocking=True))
+        whole = accelerator.reduce(loss.detach(), "sum").item()
+        if not math.isfinite(whole):
             raise MusemoError(
-                f"vit training: loss = {loss.item()} at batch {step}; lower "
+                f"vit training: loss = {whole} at batch {step}; lower "
                 "training.learning_rate or set precision=float32"
             )
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(weights, clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        accelerator.backward(loss)
+        sum_gradients(weights, accelerator)
+        accelerator.clip_grad_norm_(weights, clip_norm)
+        optimizer.step()
         cosine.step()
-        total, seen = total + loss.item() * len(labels), seen + len(labels)
+        total, seen = total + whole * len(labels), seen + len(labels)
     return total / seen
 
 
@@ -528,13 +726,12 @@ def judge_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut
     loader,  # of validation songs
     loss_function: nn.Module,
-    *,
-    dtype: torch.dtype,  # of the forward pass
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     "Judge the model on real validation songs; raises MusemoError for a loss that is no number."
     rated = torch.from_numpy(loader.dataset.labels)
-    predicted = torch.from_numpy(predict_songs(model, loader, dtype=dtype))
-    device = model.head.weight.device
+    predicted = answer_together(model, loader, accelerator)
+    device = accelerator.device
     loss = loss_function(predicted.to(device), rated.to(device)).item()
     if not np.isfinite(loss):
         raise MusemoError(f"vit training: validation loss = {loss}; set precision=float32")
@@ -561,28 +758,35 @@ def train_vit(
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
-    settings, device = config.training, model.head.weight.device
-    dtype = pick_precision(device, config.precision)
-    loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight).to(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    settings, accelerator = config.training, open_accelerator(config)
+    if accelerator.process_index:  # the same weights in all, but dropout is each one's own
+        seed_everything(seed_for(config.seed, "dropout", accelerator.process_index))
+    loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight)
+    loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
     blocks = [count for _, count in phases.values()]
-    cache = ActivationCache(model, loaders, settings, blocks=blocks, dtype=dtype, folder=folder)
-    options = {"clip_norm": settings.clip_norm, "dtype": dtype}
+    alpha, rng = config.augmentation.mixup, rng_for(config.seed, "mixup")
+    mix = partial(mix_batch, alpha=alpha, rng=rng) if alpha else None
+    options = {"clip_norm": settings.clip_norm, "mix": mix}
+    shared = {"accelerator": accelerator, "folder": folder}
+    cache = ActivationCache(model, loaders, settings, blocks=blocks, **shared)
     history, best, best_state = [], {"val_loss": np.inf, "epoch": 0}, {}
     for epoch in progress(range(1, settings.epochs + 1), desc="ViT epochs"):
         if epoch in phases:
             left, blocks = phases[epoch]
             steps = left * len(loaders["train"])
             optimizer, cosine = start_phase(model, settings, blocks=blocks, steps=steps)
+            accelerator.free_memory()  # it would scale and clip for earlier optimisers as well
+            optimizer = accelerator.prepare(optimizer)
             batches = None  # the last phase's cache goes before the next one is made
             part, batches = cut_phase(cache)
         row = {"epoch": epoch, "trainable": count_trainable(model)}
         row["learning_rate"] = optimizer.param_groups[0]["lr"]
         row["train_loss"] = train_epoch(
-            part, batches["train"], loss_function, optimizer, cosine, scaler, **options
+            *(part, batches["train"], loss_function, optimizer, cosine, accelerator),
+            **options,
         )
-        row |= judge_epoch(part, batches["val"], loss_function, dtype=dtype)
+        row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)
         if row["val_loss"] < best["val_loss"]:
             best = row
@@ -663,6 +867,7 @@ test_fail(
 
 # %%
 #| export pretext
+import math
 from itertools import islice
 
 import torch
@@ -672,6 +877,7 @@ from torch import nn
 from musemo.config import Config
 from musemo.core import MusemoError, progress, torch_rng_for
 from musemo.descriptors import band_statistics
+from musemo.processes import deal, open_accelerator, sum_gradients
 from musemo.readout import pool_window_tokens
 from musemo.vit import SmallViT, run_through, vit_blocks
 
@@ -716,11 +922,11 @@ class Pretext(nn.Module):
     def forward(
         self,
         windows: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
-        rng: torch.Generator,  # on the CPU
+        chance: torch.Tensor,  # (B, P), of which each window's lowest stay in view
     ) -> tuple[torch.Tensor, torch.Tensor]:  # errors of patches and of statistics; 1: knows nothing
-        "Hide most patches at random and guess."
+        "Hide most patches and guess."
         backbone, count = self.model.backbone, self.position.shape[1]
-        order = torch.rand(len(windows), count, generator=rng).argsort(1).to(windows.device)
+        order = chance.argsort(1).to(windows.device)
         seen, hidden = order.split([self.visible, count - self.visible], dim=1)
         tokens = backbone.embeddings(windows)  # (B, 1 + P, D), the class token first
         tokens = torch.cat([tokens[:, :1], take_patches(tokens[:, 1:], seen)], dim=1)
@@ -752,7 +958,9 @@ test_close(by_hand.detach().numpy(), cut(windows).flatten(2).transpose(1, 2).det
 
 # %% [markdown]
 # The rate rises and falls once (Smith 2018). Batches come from the training loader, synthetic
-# windows among them; an epoch there has new windows of the same songs.
+# windows among them; an epoch there has new windows of the same songs. Chance is drawn for the
+# whole batch and dealt with it, so several processes hide what one would. Steps are short, and
+# stay in full precision.
 
 # %%
 #| export pretext
@@ -767,7 +975,8 @@ def warm_up(
     seed: int,
 ) -> list[dict[str, float]]:  # the errors of each step
     "Teach the backbone what hidden patches hold; raises MusemoError for an error not finite."
-    small, device, rng = config.small, model.head.weight.device, torch_rng_for(seed, "pretext")
+    small, accelerator, rng = config.small, open_accelerator(config), torch_rng_for(seed, "pretext")
+    device = accelerator.device
     sample = torch.cat([x for x, *_ in islice(loader, SAMPLED)])
     task = Pretext(model, config, sample).to(device).train()
     adam = torch.optim.AdamW(
@@ -778,18 +987,23 @@ def warm_up(
     )
     rows, batches = [], (x for _ in range(small.steps) for x, *_ in loader)
     for step in progress(range(small.steps), desc=f"warm-up, {small.steps} steps"):
-        patches, statistics = task(next(batches).to(device), rng)
-        loss = patches + statistics
-        if not torch.isfinite(loss):
+        windows = next(batches)
+        chance = torch.rand(len(windows), task.position.shape[1], generator=rng)
+        own, share = deal(len(windows), accelerator)
+        errors = share * torch.stack(task(windows[own].to(device), chance[own]))
+        patches, statistics = accelerator.reduce(errors.detach(), "sum").tolist()
+        if not math.isfinite(patches + statistics):
             raise MusemoError(
-                f"warm-up: loss = {loss.item()} at step {step + 1}; lower small.learning_rate"
+                f"warm-up: loss = {patches + statistics} at step {step + 1}; "
+                "lower small.learning_rate"
             )
         adam.zero_grad()
-        loss.backward()
+        errors.sum().backward()
+        sum_gradients(task.parameters(), accelerator)
         nn.utils.clip_grad_norm_(task.parameters(), small.clip_norm)
         adam.step()
         cycle.step()
-        rows.append({"patches": patches.item(), "statistics": statistics.item()})
+        rows.append({"patches": patches, "statistics": statistics})
     return rows
 
 
@@ -819,20 +1033,43 @@ test_fail(lambda: warm_up(little, silent, brief, seed=0), contains="loss = nan a
 
 # %%
 #| export small_training
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from musemo.activation_cache import describe_together
 from musemo.config import Config
 from musemo.core import seed_for
 from musemo.dataset import WindowDataset, make_loader
 from musemo.pretext import warm_up
+from musemo.processes import open_accelerator
 from musemo.readout import boosted_trees, plant_trees, ridge_regression
-from musemo.vit import SmallViT, describe_songs
+from musemo.vit import SmallViT
 
 
-def fit_readout(
+def fit_line(
+    model: SmallViT,
+    features: np.ndarray,  # (N, D)
+    labels: np.ndarray,  # (N, 2) in [-1, 1]
+    weights: np.ndarray,  # (N,)
+) -> None:
+    "Fit the model's line to described songs, in closed form."
+    own = weights == weights.max()  # the scale is that of real songs
+    centre, spread = features[own].mean(0), features[own].std(0)
+    spread = np.where(spread > 1e-6, spread, np.inf)  # what never varies says nothing
+    ridge = ridge_regression()
+    ridge.fit((features - centre) / spread, labels, sample_weight=weights)
+    plain = {"dtype": torch.float32}
+    with torch.no_grad():
+        model.centre.copy_(torch.as_tensor(centre))
+        model.spread.copy_(torch.as_tensor(spread))
+        model.head.weight.copy_(torch.as_tensor(ridge.coef_, **plain))
+        model.head.bias.copy_(torch.as_tensor(ridge.intercept_, **plain))
+
+
+def fit_trees(
     model: SmallViT,
     features: np.ndarray,  # (N, D)
     labels: np.ndarray,  # (N, 2) in [-1, 1]
@@ -841,62 +1078,138 @@ def fit_readout(
     *,
     seed: int,
 ) -> None:
-    "Fit the model's line and trees to described songs."
-    own = weights == weights.max()  # the scale is that of real songs
-    centre, spread = features[own].mean(0), features[own].std(0)
-    spread = np.where(spread > 1e-6, spread, np.inf)  # what never varies says nothing
-    ridge = ridge_regression()
-    ridge.fit((features - centre) / spread, labels, sample_weight=weights)
+    "Fit the model's trees to described songs."
     boosted = [
         boosted_trees(config.small, seed=seed_for(seed, "trees", i)).fit(
             features, labels[:, i], sample_weight=weights
         )
         for i in range(2)
     ]
-    device, plain = model.head.weight.device, {"dtype": torch.float32}
-    with torch.no_grad():
-        model.centre.copy_(torch.as_tensor(centre))
-        model.spread.copy_(torch.as_tensor(spread))
-        model.head.weight.copy_(torch.as_tensor(ridge.coef_, **plain))
-        model.head.bias.copy_(torch.as_tensor(ridge.intercept_, **plain))
-    model.trees = plant_trees(boosted).to(device)
+    model.trees = plant_trees(boosted).to(model.head.weight.device)
 
 
 # %%
 rng = np.random.default_rng(0)
 features = rng.normal(size=(200, 120)).astype(np.float32)
 labels = np.stack([0.5 * np.tanh(features[:, 0]), 0.3 * np.abs(features[:, 1])], axis=1)
-fit_readout(little.eval(), features[:150], labels[:150], np.ones(150), brief, seed=0)
+known = features[:150], labels[:150], np.ones(150)
+fit_line(little.eval(), *known)
+fit_trees(little, *known, brief, seed=0)
 answers = little.answer(torch.from_numpy(features[150:])).detach().numpy()
 assert np.corrcoef(answers[:, 0], labels[150:, 0])[0, 1] > 0.6
 
 
 # %% [markdown]
 # The whole recipe: warm up, describe, fit. Labels of validation songs are not read; they stay
-# for judging.
+# for judging. With `small.thaw` something is tried between line and trees, and they decide it.
 
 
 # %%
 #| export small_training
-def train_small(
-    model: SmallViT,  # on its device
+def describe_training(
+    model: SmallViT,
     train: WindowDataset,  # real songs, and synthetic windows where there are some
     config: Config,
-    *,
-    seed: int,
-) -> list[dict[str, float]]:  # the errors of each step of the warm-up
-    "Train by the recipe for small data; the model is ready to predict."
-    loader = make_loader(train, config, batch_size=config.small.batch_size)
-    rows = warm_up(model, loader, config, seed=seed)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # features (N, D), labels (N, 2), weights (N,)
+    "Describe what the line and the trees are fitted to."
     fixed = make_loader(replace(train, seed=None), config)
-    features = torch.cat(describe_songs(model, fixed)).numpy()
+    features = torch.cat(describe_together(model, fixed, open_accelerator(config))).numpy()
     labels, made = train.labels, len(features) - len(train.labels)
     if made:
         labels = np.concatenate([labels, train.synthetic_labels])
     weights = np.repeat([1.0, config.small.synthetic_weight], [len(features) - made, made])
     kept = weights > 0
-    fit_readout(model, features[kept], labels[kept], weights[kept], config, seed=seed)
-    return rows
+    return features[kept], labels[kept], weights[kept]
+
+
+def train_small(
+    model: SmallViT,  # on its device
+    train: WindowDataset,
+    config: Config,
+    *,
+    seed: int,
+    thaw: Callable[[SmallViT], dict]
+    | None = None,  # trains the network from the line; says if kept
+) -> dict:  # the errors of each step of the warm-up; what thawing said
+    "Train by the recipe for small data; the model is ready to predict."
+    loader = make_loader(train, config, batch_size=config.small.batch_size)
+    record = {"steps": warm_up(model, loader, config, seed=seed)}
+    songs = describe_training(model, train, config)
+    fit_line(model, *songs)
+    if thaw:
+        record["thaw"] = thaw(model)
+        if record["thaw"]["kept"]:
+            songs = describe_training(model, train, config)
+    fit_trees(model, *songs, config, seed=seed)
+    return record
+
+
+# %% [markdown]
+# ## Thawing from the line
+#
+# The schedule may go on from there: the line is a head like any other, and the loop is the one
+# above. On a few hundred songs it never helped (best epoch: none, in four of five folds), so it
+# is off by default, and kept only where the validation songs' squared error falls by more than
+# its standard error, song against song. The best epoch was chosen by the same songs, which
+# flatters it: what is dropped would not have helped, what is kept may still not.
+
+
+# %%
+#| export
+def gain_over_songs(
+    before: np.ndarray,  # (N,) squared errors
+    after: np.ndarray,  # (N,) of the same songs
+) -> dict:  # mean gain, its standard error, songs, kept
+    "Say whether errors fall by more than the standard error of the paired differences."
+    gains, songs = before - after, len(before)
+    error = float(gains.std(ddof=1) / math.sqrt(songs)) if songs > 1 else None
+    kept = error is not None and bool(gains.mean() > error)
+    return {
+        "kept": kept,
+        "gain": float(gains.mean()),
+        "standard_error": error,
+        "songs": songs,
+    }
+
+
+# %%
+wrong = np.array([0.3, 0.5, 0.4, 0.2])
+test_eq(gain_over_songs(wrong, wrong - [0.1, 0.12, 0.08, 0.1])["kept"], True)
+test_eq(gain_over_songs(wrong, wrong - [0.4, -0.2, 0.1, -0.1])["kept"], False)
+test_eq(gain_over_songs(wrong, wrong)["kept"], False)
+test_eq(gain_over_songs(wrong[:1], wrong[:1] - 0.1)["kept"], False)
+
+
+# %%
+#| export
+def thaw_small(
+    model: EmotionViT,  # of the recipe small, with its line and without trees
+    data: dict[str, WindowDataset],  # train and val
+    config: Config,
+    *,
+    folder: Path | None = None,  # as for train_vit
+) -> dict:  # kept or not, gain, standard error, epochs
+    "Run the schedule from the line, on real songs; undo it where validation songs do not gain."
+    if "val" not in data:
+        raise MusemoError("small.thaw = true: needs validation songs; set small.thaw=false")
+    train, accelerator = data["train"], open_accelerator(config)
+    if len(train.songs):
+        train = replace(train, synthetic=None, synthetic_labels=None)
+    loaders = {"train": make_loader(train, config), "val": make_loader(data["val"], config)}
+    shares = np.array([config.training.valence_weight, config.training.arousal_weight])
+
+    def errors():
+        answers = answer_together(model, loaders["val"], accelerator).numpy()
+        return (answers - data["val"].labels) ** 2 @ shares
+
+    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    before = errors()
+    epochs, best_state = train_vit(model, loaders, config, folder=folder)
+    model.load_state_dict(best_state)
+    record = gain_over_songs(before, errors())
+    if not record["kept"]:
+        model.load_state_dict(state)
+    return record | {"epochs": epochs}
 
 
 # %% [markdown]
@@ -910,22 +1223,25 @@ def train_small(
 # %%
 #| export
 def train_model(
-    data: dict[str, WindowDataset],  # train and, for the recipe spec, val
+    data: dict[str, WindowDataset],  # train and, for the recipe spec or small.thaw, val
     config: Config,
     *,
     seed: int,
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by the configuration's recipe; raises MusemoError without weights."
+    accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
     try:
-        model = build_vit(config).to(pick_device(config.device))
+        model = build_vit(config).to(accelerator.device)
     except WeightsError as error:
         raise MusemoError(str(error)) from error
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":
-        rows = train_small(model, data["train"], config, seed=seed)
-        return model.eval(), {"steps": rows}
+        thaw = partial(thaw_small, data=data, config=config, folder=folder)
+        thaw = thaw if config.small.thaw else None
+        record = train_small(model, data["train"], config, seed=seed, thaw=thaw)
+        return model.eval(), record
     loaders = {split: make_loader(data[split], config) for split in ("train", "val")}
     labels = data["train"].labels if len(data["train"].labels) else data["train"].synthetic_labels
     start_at_mean(model, torch.from_numpy(labels))
@@ -944,20 +1260,24 @@ def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.jso
     model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
-    dtype = pick_precision(model.head.weight.device, config.precision)
-    judged = judge_epoch(model, judged, loss.to(model.head.weight.device), dtype=dtype)
+    accelerator = open_accelerator(config)
+    judged = judge_epoch(model, judged, loss.to(accelerator.device), accelerator)
     record |= {"recipe": config.training.recipe, "validation": judged}
-    record |= {"model": describe_vit(model)}
+    record |= {"model": describe_vit(model), "processes": accelerator.num_processes}
     record["units"] = {
         "loss": "weighted squared error on [-1, 1]",
         "val_mae": "on [-1, 1]",
         "learning_rate": "of the head, at the epoch's start",
         "trainable": "parameters",
+        "processes": "count, of the training",
         "patches, statistics": "squared error of the warm-up; 1: knows nothing",
+        "gain, standard_error": "fall of the weighted squared error, over validation songs",
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    run.save("vit.safetensors", state)
-    run.save("vit_history.json", record)
+    if accelerator.is_main_process:
+        run.save("vit.safetensors", state)
+        run.save("vit_history.json", record)
+    accelerator.wait_for_everyone()
     return record
 
 
@@ -999,7 +1319,8 @@ pd.DataFrame(rows).T.rename(columns=columns).rename_axis(f"{len(songs)} validati
 
 # %% [markdown]
 # How it learnt. Recipe `small`: errors of the warm-up on sound alone, where 1 is guessing the
-# mean; still falling at the end means that more steps would teach more. Recipe `spec`: epochs
+# mean; still falling at the end means that more steps would teach more. Where `small.thaw` tried
+# the schedule, `vit_history.json` has its epochs and why it was kept or not. Recipe `spec`: epochs
 # right of the dashed line were thrown away, and the right panel shows what could move.
 
 # %%
@@ -1015,6 +1336,9 @@ if trained["recipe"] == "small":
         panel.set(title=title, xlabel="step", ylabel="squared error (share)")
         panel.legend()
     moved = f"{len(table)} steps without labels, then a line and trees"
+    if "thaw" in trained:
+        tried = trained["thaw"]
+        moved += f"; thawing {'kept' if tried['kept'] else 'dropped'} (gain {tried['gain']:+.4f})"
 else:
     table = pd.DataFrame(trained["epochs"]).set_index("epoch")
     figure, axes = subplots(1, 3, size=(3.8, 2.8))

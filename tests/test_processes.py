@@ -1,0 +1,118 @@
+"""One training in two processes: the single one's result, written once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from musemo.core import MusemoError, Run
+from musemo.dataset import make_loader, read_datasets
+from musemo.presets import make_config, save_config
+from musemo.processes import deal, own_stretch
+from musemo.vit import predict_songs, revive_vit
+from musemo.vit_training import fit_vit
+from tests.conftest import ROOT
+from tests.test_small import made_songs
+
+TINY = {"vit.hidden": 16, "vit.layers": 3, "vit.heads": 2, "vit.dropout": 0.0, "device": "cpu"}
+TINY |= {"dataset.windows_per_song": 2}
+# 7 a batch: odd in itself, and 23 * 2 + 1 windows leave a last batch that holds 5.
+SPEC = {"training.recipe": "spec", "dataset.image_size": 32, "dataset.batch_size": 7}
+SPEC |= {"training.unfreeze": [[3, 1], [4, 3]], "training.epochs": 5, "training.views": 2}
+SPEC |= {"augmentation.mixup": 0.4, "augmentation.time_masks": 1}
+RECIPES = {"spec": SPEC, "small": {"small.steps": 20, "small.batch_size": 15}}
+RECIPES["thaw"] = RECIPES["small"] | {"small.thaw": True, "training.epochs": 2}
+
+
+def prepare(folder, config):
+    "Leave what section 11 reads: 32 songs, one made window."
+    run, (songs, log_mel) = Run(folder), made_songs(32)
+    run.save("songs.csv", songs.assign(split=["train"] * 23 + ["val"] * 5 + ["test"] * 4))
+    run.save("logmel.npy", log_mel)
+    run.save("synthetic.csv", pd.DataFrame({"valence": [0.1], "arousal": [0.2], "emotion": [""]}))
+    run.save("synthetic.npy", np.zeros((1, 128, 64), np.float16))
+    save_config(run, config)
+    return run
+
+
+def launch(*arguments, options=("--multi_gpu", "--num_processes", "2")):
+    "Run musemo in two processes on the CPU; accelerate starts them as a user would."
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "musemo", *map(str, arguments)]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=quiet, timeout=300)
+
+
+def answers(run, config):
+    "Predict the test songs with the run's model."
+    model = revive_vit(run.load("vit_history.json")["model"], run.load("vit.safetensors"))
+    return predict_songs(model, make_loader(read_datasets(run, config)["test"], config))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_train_like_one(recipe, tmp_path):
+    config = make_config("smoke", TINY | RECIPES[recipe])
+    alone, shared = (prepare(tmp_path / name, config) for name in ("alone", "shared"))
+    record = fit_vit(alone, config)
+    before = sorted(os.listdir(shared.folder))
+    done = launch("train", shared.folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation loss") == 1
+    assert sorted(os.listdir(shared.folder)) == sorted(
+        [*before, "vit.safetensors", "vit_history.json"]
+    )
+    history = json.loads(shared.path("vit_history.json").read_text())
+    assert (record["processes"], history["processes"]) == (1, 2)
+    rows = "epochs" if recipe == "spec" else "steps"
+    for ours, theirs in zip(record[rows], history[rows], strict=True):
+        np.testing.assert_allclose(list(theirs.values()), list(ours.values()), atol=1e-3)
+    ours, theirs = (run.load("vit.safetensors") for run in (alone, shared))
+    learnt = [name for name in ours if name.startswith(("backbone", "head"))]
+    assert max((theirs[name] - ours[name]).abs().max() for name in learnt) < 1e-3
+    far = np.abs(answers(shared, config) - answers(alone, config)).max()
+    print(f"{recipe}: predictions {far:.1e} apart")
+    assert far < 1e-3
+
+
+def test_a_launch_of_two_that_starts_one_is_refused(tmp_path):
+    run = prepare(tmp_path, make_config("smoke", TINY | SPEC))
+    done = launch("train", run.folder, options=("--cpu", "--num_processes", "2"))
+    assert done.returncode != 0 and "several need --multi_gpu" in done.stderr
+    assert not run.has("vit.safetensors")
+
+
+def test_what_one_process_refuses_ends_all_of_them(tmp_path):
+    run = prepare(tmp_path, make_config("smoke", TINY | SPEC))
+    run.path("synthetic.npy").unlink()
+    done = launch("train", run.folder)
+    assert done.returncode != 0 and "synthetic.npy is missing" in done.stderr
+    assert not run.has("vit.safetensors")
+
+
+class Place:
+    "One of several processes, as far as dealing asks."
+
+    def __init__(self, process_index, num_processes):
+        self.process_index, self.num_processes = process_index, num_processes
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_row_is_computed_once_and_counts_alike(count):
+    places = [Place(i, count) for i in range(count)]
+    for rows in range(1, 9):
+        parts = [deal(rows, place) for place in places]
+        weights = np.zeros(rows)
+        for own, share in parts:
+            weights[own] += share / len(range(rows)[own])
+        np.testing.assert_allclose(weights, 1 / rows)
+    for items in range(count, 9):
+        stretches = [own_stretch(items, place) for place in places]
+        assert [item for own in stretches for item in own] == list(range(items))
+    if count > 1:
+        with pytest.raises(MusemoError, match=f"launch at most {count - 1}"):
+            own_stretch(count - 1, places[0])
