@@ -3,7 +3,9 @@
 # %% auto #0
 __all__ = ['repeat_some', 'shuffle_blocks', 'change_windows', 'try_to_fool']
 
-# %% ../nbs/06_gan_quality.ipynb #92880a8f
+# %% ../nbs/06_gan_quality.ipynb #99ddea1f
+from dataclasses import replace
+
 import numpy as np
 
 from .distance import noise_like, smear
@@ -33,7 +35,7 @@ def shuffle_blocks(windows: np.ndarray, rng: np.random.Generator, *, width: int 
     mixed = np.take_along_axis(blocks, order[:, None, :, None], axis=2).reshape(whole.shape)
     return np.concatenate([mixed, windows[:, :, whole.shape[2] :]], axis=2)
 
-# %% ../nbs/06_gan_quality.ipynb #ecabf572
+# %% ../nbs/06_gan_quality.ipynb #9098bd10
 def change_windows(
     windows: np.ndarray,  # (n, M, T) real ones, in [-1, 1]
     rng: np.random.Generator,
@@ -61,18 +63,19 @@ def change_windows(
 
 def try_to_fool(
     judge: Judge,
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],  # windows (N, M, T), songs, labels (N, 2)
+    train: np.ndarray,  # (N, M, T) the judge's training windows
     *,
     step: float,  # 5 dB, in the windows' units
     rng: np.random.Generator,
 ) -> dict[str, float]:  # attempt -> score
     "Score what is no new music; the labels of the songs are what was asked."
-    windows, songs, labels = train
-    n = min(len(judge.real.songs), len(windows))
-    rows = repeat_some(songs, rng, n)
-    scores = {name: judge.score(windows[row], labels[row]) for name, row in rows.items()}
-    for name, changed in change_windows(windows[:n], rng, step=step).items():
-        scores[name] = judge.score(changed, labels[:n])
-    scores["conditions of other songs"] = judge.score(windows[:n], rng.permutation(labels[:n]))
-    scores["copies of training songs"] = judge.score(windows[:n], labels[:n])
-    return scores
+    known = judge.train
+    n = min(len(judge.real.songs), len(train))
+    repeated = repeat_some(known.songs, rng, n).items()
+    sets = {name: known.take(rows).as_generated() for name, rows in repeated}
+    copies = known.take(np.arange(n)).as_generated()
+    sets["conditions of other songs"] = replace(copies, asked=rng.permutation(copies.asked))
+    sets["copies of training songs"] = copies
+    for name, changed in change_windows(train[:n], rng, step=step).items():
+        sets[name] = judge.describe(changed, None, copies.asked)
+    return {name: judge.score_described(x) for name, x in sets.items()}

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['CEILING_DRAWS', 'CEILING_SHARE', 'HIGHER_IS_BETTER', 'Described', 'describe_windows', 'measure', 'Judge', 'find_ceiling', 'find_floor', 'fit_scales', 'check_songs', 'set_limits', 'make_judge', 'score_interval']
 
-# %% ../nbs/06_gan_quality.ipynb #555a5774
+# %% ../nbs/06_gan_quality.ipynb #02877e38
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,9 +26,9 @@ from musemo.embeddings import (
     check_features,
     cut_patches,
     whiten,
+    window_changes,
     window_marks,
     window_statistics,
-    window_texture,
 )
 from musemo.obedience import (
     allowed_obedience,
@@ -38,7 +38,7 @@ from musemo.obedience import (
 )
 from .score_parts import SCORE_PARTS, join_parts, place_part
 
-# %% ../nbs/06_gan_quality.ipynb #eee04a02
+# %% ../nbs/06_gan_quality.ipynb #93a67c71
 @dataclass(frozen=True)
 class Described:
     "What the judge keeps of each window, so that any subset is measured quickly."
@@ -76,8 +76,10 @@ def describe_windows(
             f"conditions of shape {np.shape(asked)} for {count} windows: needed is (n, 2), "
             "valence and arousal of each"
         )
+    changes = window_changes(windows)
+    texture = np.hstack([x.reshape(count, -1) for x in changes])
     return Described(
-        *(features, window_texture(windows), cut_patches(windows, rng), window_marks(windows)),
+        *(features, texture, cut_patches(windows, rng), window_marks(windows, changes)),
         songs=np.arange(count) if songs is None else np.asarray(songs),
         asked=nothing if asked is None else np.asarray(asked, dtype=np.float64),
         read=nothing,
@@ -103,7 +105,7 @@ def measure(
         measured["obedience"] = measure_obedience(x.read, x.asked, allowed)
     return measured
 
-# %% ../nbs/06_gan_quality.ipynb #56a32cef
+# %% ../nbs/06_gan_quality.ipynb #dab8f91c
 @dataclass(frozen=True)
 class Judge:
     "Real reference windows with the floor and the ceiling of every measure."
@@ -133,6 +135,10 @@ class Judge:
             for name in SCORE_PARTS
             if name in measured
         }
+
+    def score_described(self, x: Described) -> float:
+        "Score windows that are described already, 0-100."
+        return join_parts(self.place(measure(x, self.real, self.allowed)))
 
     def score(self, windows: np.ndarray, asked: np.ndarray | None = None) -> float:
         "Score windows, 0-100, and their obedience where it is told what was asked, (n, 2)."
@@ -243,7 +249,7 @@ def make_judge(
     real = finish(look(*held, labels[1]))
     return set_limits(lambda *x: finish(look(*x)), finish(known), real, not_music, seed=seed)
 
-# %% ../nbs/06_gan_quality.ipynb #f974f587
+# %% ../nbs/06_gan_quality.ipynb #9f97930c
 def score_interval(
     judge: Judge,
     x: Described,  # as many generated windows as the judge has real ones
@@ -263,6 +269,6 @@ def score_interval(
         with threadpool_limits(1):  # small matrices: threads would only wait for each other
             measured = measure(x.take(half), real.take(rows), judge.allowed)
         scores.append(join_parts(judge.place(measured)))
-    middle = join_parts(judge.place(measure(x, real, judge.allowed)))
+    middle = judge.score_described(x)
     low, high = np.quantile(scores, [0.05, 0.95]) - np.mean(scores)
     return np.clip([middle + min(low, 0), middle + max(high, 0)], 0, 100).tolist()

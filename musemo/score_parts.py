@@ -6,18 +6,18 @@ __all__ = ['SCORE_PARTS', 'LOWEST_PART', 'place_part', 'join_parts']
 # %% ../nbs/06_gan_quality.ipynb #3803a1ff
 import numpy as np
 
-# %% ../nbs/06_gan_quality.ipynb #797a1f53
+# %% ../nbs/06_gan_quality.ipynb #f6e007c3
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
     "texture_kernel": ("texture", 0.08),
-    "sharpness_time": ("texture", 0.10),
+    "sharpness_time": ("texture", 0.09),
     "sharpness_frequency": ("texture", 0.07),
     "onsets": ("texture", 0.11),
-    "frechet": ("distribution", 0.07),
-    "kernel": ("distribution", 0.09),
+    "frechet": ("distribution", 0.08),
+    "kernel": ("distribution", 0.10),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.10),
+    "diversity": ("variety", 0.09),
     "distinct": ("variety", 0.12),
     "obedience": ("obedience", 0.15),
 }

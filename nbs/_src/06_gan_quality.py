@@ -68,9 +68,9 @@ from musemo.embeddings import (
     check_features,
     cut_patches,
     whiten,
+    window_changes,
     window_marks,
     window_statistics,
-    window_texture,
 )
 from musemo.obedience import (
     allowed_obedience,
@@ -82,6 +82,8 @@ from musemo.score_parts import SCORE_PARTS, join_parts, place_part
 
 # %%
 #| export attempts
+from dataclasses import replace
+
 import numpy as np
 
 from musemo.distance import noise_like, smear
@@ -534,24 +536,32 @@ def side_difference(
     return x[..., reach:] - x[..., :-reach]
 
 
-def window_texture(
+def window_changes(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     *,
-    zones: int = 4,  # of neighbouring bands
-    reaches: tuple[int, ...] = (1, 4, 16),  # cells; too wide ones are left out
+    zones: int = 4,  # Z, of neighbouring bands
+    reaches: tuple[int, ...] = (1, 4, 16),  # R, cells; too wide ones are left out
     quiet: float = 0.01,  # changes below count as none
-) -> np.ndarray:  # (n, D)
-    "Describe changes in time and frequency by log size, skewness and log peakiness."
-    out, parts = [], np.array_split(windows, zones, axis=1)
-    for x in (*parts, *(part.swapaxes(1, 2) for part in parts)):
-        for reach in (r for r in reaches if 2 * r <= x.shape[2]):
-            change = side_difference(x, reach).reshape(len(x), -1)
-            square = change * change
-            size = np.sqrt(square.mean(1)) + quiet / 10
-            skewness = np.einsum("ij,ij->i", square, change) / change.shape[1] / size**3
-            peak = np.log(size / (np.abs(change).mean(1) + quiet / 10))
-            out += [np.log(size + quiet), skewness, peak]
-    return np.stack(out, axis=1).astype(np.float64)
+) -> list[np.ndarray]:  # in time and in frequency, (n, Z, R, 3) each
+    "Describe changes by log size, skewness and log peakiness."
+    parts, out = np.array_split(windows, zones, axis=1), []
+    for turned in (parts, [np.ascontiguousarray(part.swapaxes(1, 2)) for part in parts]):
+        numbers = []
+        for x in turned:
+            for reach in (r for r in reaches if 2 * r <= min(y.shape[2] for y in turned)):
+                change = side_difference(x, reach).reshape(len(x), -1)
+                square = change * change
+                size = np.sqrt(square.mean(1)) + quiet / 10
+                skewness = np.einsum("ij,ij->i", square, change) / change.shape[1] / size**3
+                peak = np.log(size / (np.abs(change).mean(1) + quiet / 10))
+                numbers.append(np.stack([np.log(size + quiet), skewness, peak], axis=1))
+        out.append(np.stack(numbers, axis=1, dtype=np.float64).reshape(len(windows), zones, -1, 3))
+    return out
+
+
+def window_texture(windows: np.ndarray) -> np.ndarray:  # (n, M, T) -> (n, K)
+    "Join all numbers that describe changes."
+    return np.hstack([x.reshape(len(windows), -1) for x in window_changes(windows)])
 
 
 # %%
@@ -560,21 +570,17 @@ MARKS = ("sharpness_time", "sharpness_frequency", "onsets", "loudest")
 
 
 def window_marks(
-    windows: np.ndarray,  # (n, M, T) in [-1, 1], M and T at least 8
-    *,
-    quiet: float = 0.01,  # changes below count as none
+    windows: np.ndarray,  # (n, M, T) in [-1, 1]
+    changes: list[np.ndarray],  # as window_changes gives them
 ) -> np.ndarray:  # (n, 4): two logarithms of ratios, a skewness, a level in [-1, 1]
     "Describe windows by the four marks that are told one by one."
-    marks = []
-    for x in (windows, windows.swapaxes(1, 2)):
-        near, far = (side_difference(x, reach).reshape(len(x), -1) for reach in (1, 4))
-        size, wide = (np.sqrt(np.einsum("ij,ij->i", y, y) / y.shape[1]) for y in (near, far))
-        marks.append(np.log((size + quiet) / (wide + quiet)))
-        if len(marks) == 1:
-            skewness = np.einsum("ij,ij,ij->i", near, near, near) / near.shape[1]
-            onsets = np.arcsinh(skewness / (size + quiet / 10) ** 3)
-    loudest = np.quantile(windows.reshape(len(windows), -1), 0.99, axis=1)
-    return np.stack([*marks, onsets, loudest], axis=1).astype(np.float64)
+    near_far = [x[:, :, [0, min(1, x.shape[2] - 1)], 0].mean(1) for x in changes]  # (n, 2)
+    sharpness = [x[:, 0] - x[:, 1] for x in near_far]
+    onsets = np.arcsinh(changes[0][:, :, 0, 1]).mean(1)  # a few odd songs weigh less
+    cells = windows.reshape(len(windows), -1)
+    place = int(0.99 * cells.shape[1])  # of the sorted cells
+    loudest = np.partition(cells, place, axis=1)[:, place]
+    return np.stack([*sharpness, onsets, loudest], axis=1)
 
 
 # %%
@@ -605,10 +611,12 @@ test_close(scale(features + 1e3), scale(features + 1e6))  # out of range is out 
 ramp = np.tile(np.arange(40.0), (2, 8, 1)) / 40
 test_close(side_difference(ramp, 4), np.full((2, 8, 33), 0.1))
 test_eq(window_texture(windows).shape, (400, 3 * (4 * 2 + 4 * 2)))  # 8 bands x 20 frames a zone
-sharp, blurred = window_marks(windows)[:, :2], window_marks(smear(windows))[:, :2]
+marks = [window_marks(x, window_changes(x)) for x in (windows, smear(windows))]
+sharp, blurred = (x[:, :2] for x in marks)
 assert (sharp.min(0) > blurred.max(0) + 0.5).all()
-rises = np.tile(np.repeat(np.arange(4.0), 5) % 2 * np.tile([1, 0.7, 0.4, 0.2, 0], 4), (1, 8, 1))
-assert window_marks(rises)[0, 2] > 0.5 and window_marks(rises[:, :, ::-1])[0, 2] < -0.5
+rises = np.tile(np.maximum(0, 1 - np.arange(20.0) % 5 / 4), (1, 32, 1))
+steep = [window_marks(x, window_changes(x))[0, 2] for x in (rises, rises[:, :, ::-1])]
+assert steep[0] > 0.5 and steep[1] < -0.5
 test_eq(cut_patches(windows, rng).shape, (400, 20, 64))
 test_close(cut_patches(windows, rng).mean(2), 0, eps=1e-6)
 
@@ -800,7 +808,7 @@ test_eq(ratio_to_real(rows | {"gan": {"x": 3.0, "y": 1.0}})["gan"], {"x": 1.5, "
 #
 # A ridge regression learns valence and arousal from real training windows and reads them from
 # generated ones. It never saw the generator. What it reads from held-out real windows is the most
-# that can be asked, and piano music hardly tells valence: so an axis counts by what nine of ten
+# that can be asked, and piano music hardly tells valence: so an axis counts by what 19 of 20
 # draws of held-out songs reach, and not at all where that is under 0.2.
 #
 # Copies of training music would score like music. So each generated window is held against its
@@ -871,9 +879,9 @@ def allowed_obedience(
     songs: np.ndarray,  # (n,)
     *,
     rng: np.random.Generator,
-    share: float = 0.1,  # of the draws, that stay below
+    share: float = 0.05,  # of the draws, that stay below
 ) -> dict:  # axis -> correlation; only axes that count
-    "Find what real songs allow to ask for: what nine of ten draws of held-out songs reach."
+    "Find what may be asked: what nineteen of twenty draws of held-out songs reach."
     if len(np.unique(songs)) < LEAST_SONGS:
         return {}
     found = correlation_interval(read, labels, songs, rng=rng, shares=(share,))
@@ -956,14 +964,14 @@ assert distance.max() < 0.2
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
     "texture_kernel": ("texture", 0.08),
-    "sharpness_time": ("texture", 0.10),
+    "sharpness_time": ("texture", 0.09),
     "sharpness_frequency": ("texture", 0.07),
     "onsets": ("texture", 0.11),
-    "frechet": ("distribution", 0.07),
-    "kernel": ("distribution", 0.09),
+    "frechet": ("distribution", 0.08),
+    "kernel": ("distribution", 0.10),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.10),
+    "diversity": ("variety", 0.09),
     "distinct": ("variety", 0.12),
     "obedience": ("obedience", 0.15),
 }
@@ -1051,8 +1059,10 @@ def describe_windows(
             f"conditions of shape {np.shape(asked)} for {count} windows: needed is (n, 2), "
             "valence and arousal of each"
         )
+    changes = window_changes(windows)
+    texture = np.hstack([x.reshape(count, -1) for x in changes])
     return Described(
-        *(features, window_texture(windows), cut_patches(windows, rng), window_marks(windows)),
+        *(features, texture, cut_patches(windows, rng), window_marks(windows, changes)),
         songs=np.arange(count) if songs is None else np.asarray(songs),
         asked=nothing if asked is None else np.asarray(asked, dtype=np.float64),
         read=nothing,
@@ -1112,6 +1122,10 @@ class Judge:
             for name in SCORE_PARTS
             if name in measured
         }
+
+    def score_described(self, x: Described) -> float:
+        "Score windows that are described already, 0-100."
+        return join_parts(self.place(measure(x, self.real, self.allowed)))
 
     def score(self, windows: np.ndarray, asked: np.ndarray | None = None) -> float:
         "Score windows, 0-100, and their obedience where it is told what was asked, (n, 2)."
@@ -1262,7 +1276,7 @@ def score_interval(
         with threadpool_limits(1):  # small matrices: threads would only wait for each other
             measured = measure(x.take(half), real.take(rows), judge.allowed)
         scores.append(join_parts(judge.place(measured)))
-    middle = join_parts(judge.place(measure(x, real, judge.allowed)))
+    middle = judge.score_described(x)
     low, high = np.quantile(scores, [0.05, 0.95]) - np.mean(scores)
     return np.clip([middle + min(low, 0), middle + max(high, 0)], 0, 100).tolist()
 
@@ -1368,27 +1382,28 @@ def change_windows(
 
 def try_to_fool(
     judge: Judge,
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],  # windows (N, M, T), songs, labels (N, 2)
+    train: np.ndarray,  # (N, M, T) the judge's training windows
     *,
     step: float,  # 5 dB, in the windows' units
     rng: np.random.Generator,
 ) -> dict[str, float]:  # attempt -> score
     "Score what is no new music; the labels of the songs are what was asked."
-    windows, songs, labels = train
-    n = min(len(judge.real.songs), len(windows))
-    rows = repeat_some(songs, rng, n)
-    scores = {name: judge.score(windows[row], labels[row]) for name, row in rows.items()}
-    for name, changed in change_windows(windows[:n], rng, step=step).items():
-        scores[name] = judge.score(changed, labels[:n])
-    scores["conditions of other songs"] = judge.score(windows[:n], rng.permutation(labels[:n]))
-    scores["copies of training songs"] = judge.score(windows[:n], labels[:n])
-    return scores
+    known = judge.train
+    n = min(len(judge.real.songs), len(train))
+    repeated = repeat_some(known.songs, rng, n).items()
+    sets = {name: known.take(rows).as_generated() for name, rows in repeated}
+    copies = known.take(np.arange(n)).as_generated()
+    sets["conditions of other songs"] = replace(copies, asked=rng.permutation(copies.asked))
+    sets["copies of training songs"] = copies
+    for name, changed in change_windows(train[:n], rng, step=step).items():
+        sets[name] = judge.describe(changed, None, copies.asked)
+    return {name: judge.score_described(x) for name, x in sets.items()}
 
 
 # %%
 count_up = np.tile(np.arange(19.0), (3, 2, 1))
 test_eq(np.sort(shuffle_blocks(count_up, rng)), count_up)
-fooled = try_to_fool(obeying, (train, each, labels[0]), step=0.125, rng=rng)
+fooled = try_to_fool(obeying, train, step=0.125, rng=rng)
 assert fooled["twenty windows, repeated"] < 50 < fooled["copies of training songs"]
 {name: round(score) for name, score in sorted(fooled.items(), key=lambda item: item[1])}
 
@@ -1791,7 +1806,7 @@ _quality_units = {
     "coverage": "share, as precision, recall, distinct; diversity; density: x",
     "obedience": "Pearson r of asked and read; obedience_interval: 90 %; as a component: the "
     "mean of the axes in allowed, none above it",
-    "allowed": "Pearson r that nine of ten draws of held-out songs reach; other axes do not count",
+    "allowed": "Pearson r that 19 of 20 draws of held-out songs reach; other axes do not count",
     "copying": "median distance to the nearest training window, whitened features",
     "copied": "share of windows nearer than quality.copied_below of held-out ones' median",
     "nearest_songs": "song_id of the training window nearest to each window",
@@ -1870,7 +1885,7 @@ def judge_generators(
     best, generated = next(iter(chosen)), {name: x for name, (x, _) in samples.items()}
     rng, step = rng_for(config.seed, "fool"), 10 / (config.audio.db_max - config.audio.db_min)
     slow = embed is None and named not in ("statistics", "vit")  # sound is made of each window
-    attempts = None if slow else try_to_fool(judge, train, step=step, rng=rng)
+    attempts = None if slow else try_to_fool(judge, train[0], step=step, rng=rng)
     quality = records[best] | {"best": best, "chosen_by": split, "embedding": named}
     if embed:
         quality["embedding"] = getattr(embed, "__name__", type(embed).__name__)
