@@ -817,7 +817,7 @@ test_eq(ratio_to_real(rows | {"gan": {"x": 3.0, "y": 1.0}})["gan"], {"x": 1.5, "
 # %%
 #| export obedience
 AXES = ("valence", "arousal")
-LEAST_SONGS = 8  # fewer held-out songs tell nothing of a correlation
+SONGS_TO_CORRELATE = 8  # fewer held-out songs tell nothing of a correlation
 LEAST_ALLOWED = 0.2  # correlation; an axis that real songs do not reach is not asked for
 
 
@@ -882,7 +882,7 @@ def allowed_obedience(
     share: float = 0.05,  # of the draws, that stay below
 ) -> dict:  # axis -> correlation; only axes that count
     "Find what may be asked: what nineteen of twenty draws of held-out songs reach."
-    if len(np.unique(songs)) < LEAST_SONGS:
+    if len(np.unique(songs)) < SONGS_TO_CORRELATE:
         return {}
     found = correlation_interval(read, labels, songs, rng=rng, shares=(share,))
     return {axis: x[0] for axis, x in found.items() if x is not None and x[0] >= LEAST_ALLOWED}
