@@ -1719,7 +1719,8 @@ def real_windows(
     windows, song = cut_windows(log_mel, frames, width, per_song=count)
     order = rng_for(config.seed, "quality", split).permutation(len(windows))
     song, labels = song[order], songs[["valence", "arousal"]].to_numpy()
-    return windows[order], songs["song_id"].to_numpy()[song], labels[song]
+    names = songs.get("song_id", songs.index.to_series()).to_numpy()  # its place, if it has no id
+    return windows[order], names[song], labels[song]
 
 
 def load_samples(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
