@@ -107,7 +107,7 @@ class FlowConfig(Section):
     guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)
     guidance_until: float = setting(0.6, "of the line", "from noise, where that ends", ge=0, le=1)
 
-# %% ../nbs/02_config.ipynb #40743c2a
+# %% ../nbs/02_config.ipynb #16b9fb71
 class QualityConfig(Section):
     "How generated windows are judged."
 
@@ -115,7 +115,7 @@ class QualityConfig(Section):
     good: float = setting(50.0, "points", "from here: good; below: poor", SPEC, gt=0, lt=100)
     bootstrap: int = setting(200, "draws", "for the score's interval", ge=20)
     embedding: str = setting(
-        "statistics", "-", "or a folder or hub name of an audio model", min_length=1
+        "statistics", "-", "or vit, or an audio model's folder or hub name", min_length=1
     )
     copied_below: Fraction = setting(
         0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"

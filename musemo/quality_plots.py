@@ -62,7 +62,7 @@ def plot_averages(
     axes[0].legend(title="mean, 10-90 % of windows", title_fontsize=8)
     return figure
 
-# %% ../nbs/06_gan_quality.ipynb #4da6d772
+# %% ../nbs/06_gan_quality.ipynb #88fd3f87
 def plot_parts(
     quality: dict,  # content of gan_quality.json
     config: Config,
@@ -72,12 +72,13 @@ def plot_parts(
     records = sorted(quality["generators"].items(), key=lambda item: -item[1]["score"])
     height = 0.8 / len(records)
     for i, (name, record) in enumerate(records):
-        parts = [100 * part["part"] for part in record["components"].values()]
+        parts = [100 * record["components"][name]["part"] for name in quality["components"]]
         rows = np.arange(len(parts) + 1) + (i - (len(records) - 1) / 2) * height
         label = f"{name}: {record['score']:.0f} ({record['tier']})"
         color = GENERATOR_COLORS[name]
         axes.barh(rows, [*parts, record["score"]], height, color=color, label=label)
-        axes.plot(record["interval"], [rows[-1]] * 2, color="black", linewidth=2)
+        if record["interval"]:
+            axes.plot(record["interval"], [rows[-1]] * 2, color="black", linewidth=2)
     names = [name.replace("_", " ") for name in quality["components"]]
     axes.set_yticks(range(len(names) + 1), [*names, "score"])
     for tier in (config.quality.good, config.quality.excellent):

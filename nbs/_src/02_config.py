@@ -296,7 +296,7 @@ class QualityConfig(Section):
     good: float = setting(50.0, "points", "from here: good; below: poor", SPEC, gt=0, lt=100)
     bootstrap: int = setting(200, "draws", "for the score's interval", ge=20)
     embedding: str = setting(
-        "statistics", "-", "or a folder or hub name of an audio model", min_length=1
+        "statistics", "-", "or vit, or an audio model's folder or hub name", min_length=1
     )
     copied_below: Fraction = setting(
         0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
