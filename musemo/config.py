@@ -6,7 +6,7 @@
 __all__ = ['EMOTIONS', 'GanConfig', 'ResidualConfig', 'FlowConfig', 'QualityConfig', 'SynthesisConfig', 'InversionConfig',
            'Config']
 
-# %% ../nbs/02_config.ipynb #a0821f62
+# %% ../nbs/02_config.ipynb #85b4745d
 from typing import Literal
 
 from pydantic import model_validator
@@ -21,7 +21,13 @@ from musemo.settings import (
     Width,
     setting,
 )
-from .vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
+from musemo.vit_settings import (
+    DatasetConfig,
+    JudgementConfig,
+    SmallConfig,
+    TrainingConfig,
+    VitConfig,
+)
 
 # %% ../nbs/02_config.ipynb #f35ebc1f
 class GanConfig(Section):
@@ -156,7 +162,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #5c32654c
+# %% ../nbs/02_config.ipynb #80b38629
 class Config(Section):
     "Everything that a run depends on."
 
@@ -184,6 +190,7 @@ class Config(Section):
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
+    judgement: JudgementConfig = JudgementConfig()
 
     @property
     def window(self) -> int:

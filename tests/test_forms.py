@@ -57,9 +57,11 @@ MAY_IMPORT = {
     },
     "metrics": set(),
     "verdict": {"metrics"},
+    "intervals": {"readout"},
+    "evaluation_plots": {"core"},
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
-        *("descriptors", "readout", "vit", "dataset", "metrics", "verdict"),
+        *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
     },
 }
 BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "protocol", "report", "demo"}
@@ -88,6 +90,8 @@ SECOND = {
     "metrics",
     "verdict",
     "descriptors",
+    "intervals",
+    "evaluation_plots",
     "readout",
     "weights",
     "pretext",

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %%
 #| export vit_settings
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from musemo.settings import ORIGINAL, SPEC, Fraction, Section, setting
 
@@ -40,7 +40,13 @@ from musemo.settings import (
     Width,
     setting,
 )
-from musemo.vit_settings import DatasetConfig, SmallConfig, TrainingConfig, VitConfig
+from musemo.vit_settings import (
+    DatasetConfig,
+    JudgementConfig,
+    SmallConfig,
+    TrainingConfig,
+    VitConfig,
+)
 
 # %%
 #| export presets
@@ -451,6 +457,22 @@ class TrainingConfig(Section):
 
 
 # %% [markdown]
+# The last section judges: how wide intervals are, and how predictions are explained.
+
+
+# %%
+#| export vit_settings
+class JudgementConfig(Section):
+    "How sure a prediction is, and what it rests on."
+
+    coverage: Fraction = setting(0.9, "share", "of songs whose rating an interval is to hold")
+    spread_folds: int = setting(5, "folds", "of the training songs, to learn what widens it", ge=2)
+    spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
+        (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
+    )
+
+
+# %% [markdown]
 # ## The whole
 #
 # `make_config` starts from a preset and sets single fields by their dotted name. Values may
@@ -486,6 +508,7 @@ class Config(Section):
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
+    judgement: JudgementConfig = JudgementConfig()
 
     @property
     def window(self) -> int:
