@@ -21,7 +21,7 @@ def conformal_multiple(
         return np.full(ratio.shape[1], np.inf)
     return np.quantile(ratio, coverage, axis=0, method="weibull")
 
-# %% ../nbs/12_evaluation.ipynb #58d54a4c
+# %% ../nbs/12_evaluation.ipynb #e32d051c
 def choose_power(
     spread: np.ndarray,  # (N, 2) guessed, of songs that the guess has not seen
     error: np.ndarray,  # (N, 2) absolute, of predictions that have not seen the songs
@@ -32,7 +32,7 @@ def choose_power(
     cost = np.log(scales).mean(1) + np.log((error / scales).mean(1) + 1e-9)
     return np.array(powers, dtype=float)[cost.argmin(0)]
 
-
+# %% ../nbs/12_evaluation.ipynb #e579a8e7
 @dataclass(frozen=True)
 class Intervals:
     "A width for each song: a multiple of a power of the spread that its sound lets expect."

@@ -54,16 +54,8 @@ class Section:
 
 def _trained(name: str) -> tuple[str, ...]:
     "Name what training a generator leaves."
-    return tuple(
-        f"{name}{end}"
-        for end in (
-            ".safetensors",
-            "_history.json",
-            "_times.json",
-            "_samples.npy",
-            "_samples.csv",
-        )
-    )
+    ends = (".safetensors", "_history.json", "_times.json", "_samples.npy", "_samples.csv")
+    return tuple(f"{name}{end}" for end in ends)
 
 
 SECTIONS = (

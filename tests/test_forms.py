@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "verdict": {"metrics"},
     "intervals": {"readout"},
     "evaluation_plots": {"core"},
+    "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
         *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
@@ -92,6 +93,7 @@ SECOND = {
     "descriptors",
     "intervals",
     "evaluation_plots",
+    "explanation",
     "readout",
     "weights",
     "pretext",

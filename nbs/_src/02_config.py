@@ -470,6 +470,14 @@ class JudgementConfig(Section):
     spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
         (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
     )
+    worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
+    explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)
+    masked_shares: tuple[Fraction, ...] = setting(
+        (0.1, 0.2, 0.3, 0.4, 0.5), "share", "of a window's patches, masked step by step"
+    )
+    random_masks: int = setting(3, "masks", "at random, beside the relevant ones", ge=1)
+    kept_share: Fraction = setting(0.2, "share", "of a song's time, the most relevant, to hear")
+    turned_down: float = setting(30.0, "dB", "the rest of the song", gt=0)
 
 
 # %% [markdown]
