@@ -6,7 +6,7 @@
 __all__ = ['EMOTIONS', 'GanConfig', 'ResidualConfig', 'FlowConfig', 'QualityConfig', 'SynthesisConfig', 'InversionConfig',
            'Config']
 
-# %% ../nbs/02_config.ipynb #8934e855
+# %% ../nbs/02_config.ipynb #9c290764
 from typing import Literal
 
 from pydantic import model_validator
@@ -24,6 +24,7 @@ from musemo.settings import (
 from musemo.vit_settings import (
     AugmentationConfig,
     DatasetConfig,
+    JudgementConfig,
     SmallConfig,
     TrainingConfig,
     VitConfig,
@@ -162,7 +163,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #fdb1a242
+# %% ../nbs/02_config.ipynb #d98e79ba
 class Config(Section):
     "Everything that a run depends on."
 
@@ -191,6 +192,7 @@ class Config(Section):
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
+    judgement: JudgementConfig = JudgementConfig()
 
     @property
     def window(self) -> int:

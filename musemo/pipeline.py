@@ -86,7 +86,10 @@ SECTIONS = (
         "11_vit_training",
         Stage("vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
     ),
-    Section("12_evaluation", Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv"))),
+    Section(
+        "12_evaluation",
+        Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv", "intervals.json")),
+    ),
 )
 
 
@@ -221,6 +224,7 @@ _MATTERS_FROM = {
     "vit": 9,
     "training": 9,
     "small": 11,
+    "judgement": 12,
 }
 
 

@@ -8,16 +8,18 @@ import pytest
 import soundfile
 from sklearn.metrics import r2_score
 
-from musemo.core import MusemoError, Run
+from musemo.core import MusemoError, Run, load_part
 from musemo.dataset import WindowDataset
 from musemo.evaluation import (
     evaluate_vit,
     metrics_table,
     predict_baselines,
     predict_file,
-    quadrant_of,
     say_what_it_is_worth,
+    song_statistics,
 )
+from musemo.evaluation_plots import quadrant_of
+from musemo.intervals import read_intervals, say_intervals
 from musemo.metrics import redraw_songs, score_columns
 from musemo.presets import config_record, make_config
 from musemo.vit_training import fit_vit
@@ -118,10 +120,38 @@ def test_the_stage_leaves_complete_metrics(finished):
     test = predictions[predictions["split"] == "test"]
     error = (test["arousal"] - test["arousal_predicted"]).abs().mean()
     assert metrics["arousal"]["model"]["mae"] == pytest.approx(error, abs=1e-3)
+    ends = test[["valence_low", "valence_high", "arousal_low", "arousal_high"]].to_numpy()
+    # Six validation songs are too few for 90 %: nothing short of the scale is promised.
+    assert np.array_equal(ends, np.tile([-1, 1, -1, 1], (12, 1)))
+    assert metrics["intervals"]["n_calibration"] == 6
+    assert metrics["intervals"]["arousal"]["coverage"] == 1
+    assert "too few" in say_intervals(metrics)
     first = run.path("metrics.json").read_bytes()
     evaluate_vit(run, config)
     assert run.path("metrics.json").read_bytes() == first
     assert "12 real test songs" in say_what_it_is_worth(metrics)
+
+
+def test_intervals_hold_test_songs_and_are_kept_for_new_ones(tmp_path):
+    run, config = make_run(tmp_path, train=30, val=20, test=20)
+    songs, rng = run.load("songs.csv"), np.random.default_rng(0)
+    for axis in ("valence", "arousal"):
+        songs[f"{axis}_std"] = rng.uniform(0.2, 0.5, len(songs))
+    run.save("songs.csv", songs)
+    metrics, _ = evaluate_vit(run, config)
+    table = run.load("predictions.csv")
+    test, val = (table[table["split"] == split] for split in ("test", "val"))
+    assert val["valence_low"].isna().all()
+    for axis in ("valence", "arousal"):
+        low, high = test[f"{axis}_low"], test[f"{axis}_high"]
+        assert (low >= -1).all() and (high <= 1).all() and (low < high).all()
+        inside = ((low <= test[axis]) & (test[axis] <= high)).mean()
+        assert metrics["intervals"][axis]["coverage"] == pytest.approx(inside) and inside > 0.6
+    data = WindowDataset(*load_part(run, "test"), config)
+    statistics = song_statistics(data.log_mel, data.frames)
+    answers = test[["valence_predicted", "arousal_predicted"]].to_numpy()
+    low, _ = read_intervals(run.load("intervals.json")).around(answers, statistics)
+    assert np.allclose(low, test[["valence_low", "arousal_low"]], atol=1e-5)
 
 
 def test_two_test_songs_are_enough_to_finish(tmp_path):

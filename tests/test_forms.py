@@ -70,9 +70,12 @@ MAY_IMPORT = {
     },
     "metrics": set(),
     "verdict": {"metrics"},
+    "intervals": {"readout"},
+    "evaluation_plots": {"core"},
+    "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
-        *("descriptors", "readout", "vit", "dataset", "metrics", "verdict"),
+        *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
     },
 }
 BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "protocol", "report", "demo"}
@@ -107,6 +110,9 @@ SECOND = {
     "metrics",
     "verdict",
     "descriptors",
+    "intervals",
+    "evaluation_plots",
+    "explanation",
     "readout",
     "weights",
     "pretext",

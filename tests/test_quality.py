@@ -34,8 +34,8 @@ from musemo.gan_quality import judge_generators
 from musemo.judge import make_judge, score_interval
 from musemo.obedience import correlations, fit_reader
 from musemo.presets import make_config
-from musemo.quality_record import compare_generators, explain_quality
 from musemo.quality_plots import plot_averages, plot_parts
+from musemo.quality_record import compare_generators, explain_quality
 from musemo.score_parts import SCORE_PARTS, place_part
 from musemo.spectrum import log_mel_of
 from musemo.vit import build_vit, describe_vit

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %%
 #| export vit_settings
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from musemo.settings import ORIGINAL, SPEC, Fraction, Section, setting
 
@@ -43,6 +43,7 @@ from musemo.settings import (
 from musemo.vit_settings import (
     AugmentationConfig,
     DatasetConfig,
+    JudgementConfig,
     SmallConfig,
     TrainingConfig,
     VitConfig,
@@ -477,6 +478,30 @@ class TrainingConfig(Section):
 
 
 # %% [markdown]
+# The last section judges: how wide intervals are, and how predictions are explained.
+
+
+# %%
+#| export vit_settings
+class JudgementConfig(Section):
+    "How sure a prediction is, and what it rests on."
+
+    coverage: Fraction = setting(0.9, "share", "of songs whose rating an interval is to hold")
+    spread_folds: int = setting(5, "folds", "of the training songs, to learn what widens it", ge=2)
+    spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
+        (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
+    )
+    worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
+    explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)
+    masked_shares: tuple[Fraction, ...] = setting(
+        (0.1, 0.2, 0.3, 0.4, 0.5), "share", "of a window's patches, masked step by step"
+    )
+    random_masks: int = setting(3, "masks", "at random, beside the relevant ones", ge=1)
+    kept_share: Fraction = setting(0.2, "share", "of a song's time, the most relevant, to hear")
+    turned_down: float = setting(30.0, "dB", "the rest of the song", gt=0)
+
+
+# %% [markdown]
 # ## The whole
 #
 # `make_config` starts from a preset and sets single fields by their dotted name. Values may
@@ -513,6 +538,7 @@ class Config(Section):
     vit: VitConfig = VitConfig()
     training: TrainingConfig = TrainingConfig()
     small: SmallConfig = SmallConfig()
+    judgement: JudgementConfig = JudgementConfig()
 
     @property
     def window(self) -> int:
