@@ -1534,6 +1534,9 @@ def predict_many(
 
 # %%
 #| export prediction
+FEW = 256  # windows of a curve whose answers are made at once
+
+
 def follow_song(
     model: EmotionModel,
     song: str | PathLike | np.ndarray,
@@ -1546,7 +1549,9 @@ def follow_song(
     seconds = np.arange(math.ceil(heard.start / step), stop) * step
     room = max(heard.log_mel.shape[1] - model.window, 0)
     starts = np.round((seconds - heard.start) * second - model.window / 2).clip(0, room)
-    values = answer_windows(model, [(heard.log_mel, starts, np.arange(len(starts)))])
+    some = (starts[i : i + FEW] for i in range(0, len(starts), FEW))
+    values = [answer_windows(model, [(heard.log_mel, x, np.arange(len(x)))]) for x in some]
+    values = np.concatenate(values)
     return pd.DataFrame({"seconds": seconds, "valence": values[:, 0], "arousal": values[:, 1]})
 
 
