@@ -30,7 +30,7 @@ from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import predict_songs, revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #9852b9fe
+# %% ../nbs/12_evaluation.ipynb #b6c966e8
 FORMAT = 1  # of config.json; another number needs another musemo
 WEIGHTS = "model.safetensors"
 
@@ -54,8 +54,9 @@ class SharedModel(PyTorchModelHubMixin):
             raise MusemoError(f"{name}: {error}") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            wanted = "needed is a folder that musemo export made, or the name of one on the hub"
-            raise MusemoError(f"{name}: cannot be opened ({reason}); {wanted}") from error
+            where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
+            wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
+            raise MusemoError(f"{name}: {where} ({reason}); {wanted}") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options):

@@ -270,7 +270,7 @@ def test_a_model_of_another_version_says_so(folder, tmp_path):
         (changed(audio=config["audio"] | {"pitch": 1}), "another version"),
         (changed(network={"kind": "cnn"}), "another version"),
         (changed(network=wider), "cannot be opened"),
-        (tmp_path / "nowhere/at/all", "cannot be opened"),
+        (tmp_path / "nowhere/at/all", "is no folder, nor on the hub"),
     ):
         with pytest.raises(MusemoError, match=reason):
             EmotionModel.from_pretrained(name)

@@ -1338,8 +1338,9 @@ class SharedModel(PyTorchModelHubMixin):
             raise MusemoError(f"{name}: {error}") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            wanted = "needed is a folder that musemo export made, or the name of one on the hub"
-            raise MusemoError(f"{name}: cannot be opened ({reason}); {wanted}") from error
+            where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
+            wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
+            raise MusemoError(f"{name}: {where} ({reason}); {wanted}") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options):
@@ -1648,7 +1649,7 @@ from pathlib import Path
 from IPython.display import display
 
 from musemo.core import player
-from musemo.data import list_songs
+from musemo.data import decode, list_songs
 from musemo.pipeline import open_run
 from musemo.verdict import folds_tables
 
@@ -1719,13 +1720,10 @@ model = EmotionModel.from_run(run)
 said, curve = model.predict(path), model.curve(path)
 figure, axes = subplots(size=(9, 2.8))
 plot_curve(axes, curve, title=f"song {middle}: nearest emotion {said['emotion']}")
-wave, rate = soundfile.read(
-    path, int(config.inversion.page_seconds * soundfile.info(path).samplerate)
-)
-told = (
-    f"song {middle}, its beginning: valence {said['valence']:+.2f}, arousal {said['arousal']:+.2f}"
-)
-display(emotions_table([path], [said]), player(wave, rate, label=told))
+wave = decode(path, config.audio)[: int(config.inversion.page_seconds * config.audio.sample_rate)]
+told = f"its beginning: valence {said['valence']:+.2f}, arousal {said['arousal']:+.2f}"
+display(emotions_table([path], [said]))
+display(player(wave, config.audio.sample_rate, label=f"song {middle}, {told}"))
 
 # %% [markdown]
 # One split says little. `musemo evaluate` on this run repeats it over folds and seeds, with and
