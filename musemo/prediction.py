@@ -30,7 +30,7 @@ from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import predict_songs, revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #b6c966e8
+# %% ../nbs/12_evaluation.ipynb #5936636e
 FORMAT = 1  # of config.json; another number needs another musemo
 WEIGHTS = "model.safetensors"
 
@@ -52,7 +52,7 @@ class SharedModel(PyTorchModelHubMixin):
             return super().from_pretrained(str(name), **options)
         except MusemoError as error:
             raise MusemoError(f"{name}: {error}") from error
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
             wanted = "needed is a run, a folder that musemo export made, or a name on the hub"

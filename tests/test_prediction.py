@@ -21,7 +21,9 @@ from musemo.evaluation import evaluate_vit, predict_parts
 from musemo.hearing import cover_song, hear
 from musemo.prediction import EmotionModel, answer_windows, export_model, open_model
 from musemo.presets import config_record, make_config
+from musemo.readout import Trees
 from musemo.spectrum import log_mel_of
+from musemo.vit import build_vit, describe_vit
 from tests.test_evaluation import SMALL, make_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,6 +234,26 @@ print(EmotionModel.from_pretrained({str(folder)!r}).predict(np.array({wave.tolis
         [sys.executable, "-"], input=code, capture_output=True, text=True, check=True
     )
     assert result.stdout == f"{model.predict(wave, 22050)}\n"
+
+
+def test_a_small_model_travels_with_its_trees(tmp_path):
+    torch.manual_seed(0)
+    config = make_config("smoke", {"vit.hidden": 16, "vit.layers": 1})
+    network = build_vit(config)
+    network.trees = Trees(4, 3, 1)
+    torch.nn.init.normal_(network.trees.value)
+    parts = {"network": describe_vit(network), "audio": config.audio.model_dump(), "format": 1}
+    parts |= {"window": config.window, "image_size": 0, "windows_per_song": 2, "min_seconds": 3.0}
+    model = EmotionModel(**parts).eval()
+    model.network.load_state_dict(network.state_dict())
+    model.save_pretrained(tmp_path / "small")
+    again, wave = EmotionModel.from_pretrained(tmp_path / "small"), music(5, 22050)
+    assert again.predict(wave, 22050) == model.predict(wave, 22050)
+    incomplete = json.loads((tmp_path / "small/config.json").read_text())
+    del incomplete["window"]
+    (tmp_path / "small/config.json").write_text(json.dumps(incomplete))
+    with pytest.raises(MusemoError, match="window"):
+        EmotionModel.from_pretrained(tmp_path / "small")
 
 
 def test_the_card_tells_figures_with_floor_and_rivals(folder):

@@ -1336,7 +1336,7 @@ class SharedModel(PyTorchModelHubMixin):
             return super().from_pretrained(str(name), **options)
         except MusemoError as error:
             raise MusemoError(f"{name}: {error}") from error
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
             wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
