@@ -9,7 +9,7 @@ import typer
 
 from musemo.config import Config
 from musemo.presets import field_table, make_config
-from musemo.core import MusemoError, Run
+from musemo.core import MusemoError, Run, progress
 
 app = typer.Typer(
     help="Predict the emotion of music from its sound, and hear what a generator makes of it.",
@@ -34,7 +34,15 @@ Settings = Annotated[
         "`musemo config` lists the fields.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+
+
+def _be_quiet(quiet: bool) -> None:
+    "Show no progress bars, in this process and in those that it starts."
+    if quiet:
+        os.environ["MUSEMO_QUIET"] = "1"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=_be_quiet)]
 Data = Annotated[
     str,
     typer.Option(
@@ -107,8 +115,6 @@ def run(
     """
     from musemo.pipeline import run_suite
 
-    if quiet:
-        os.environ["MUSEMO_QUIET"] = "1"
     config = _configure(preset, settings, path=data, scale=scale)
     out = _folder(config, preset, out)
     index = run_suite(config, out, first=first, only=only, until=until)
@@ -133,8 +139,7 @@ def train(
     from musemo.vit_training import fit_vit
 
     run, first = Run(folder.expanduser()), os.environ.get("RANK", "0") == "0"
-    if quiet or not first:  # one bar is enough
-        os.environ["MUSEMO_QUIET"] = "1"
+    _be_quiet(not first)  # one bar is enough
     record = fit_vit(run, load_config(run))
     if first:
         loss = f"validation loss {record['validation']['val_loss']:.4f}"
@@ -168,8 +173,6 @@ def evaluate(
     """
     from musemo.protocol import evaluate_folds, prepare_folds, show_folds
 
-    if quiet:
-        os.environ["MUSEMO_QUIET"] = "1"
     config = _configure(preset, settings, path=data, scale=scale)
     arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
     run, config = prepare_folds(config, _folder(config, preset, out))
@@ -192,38 +195,86 @@ def demo(
     """
     from musemo.demo import compose_demo
 
-    if quiet:
-        os.environ["MUSEMO_QUIET"] = "1"
     typer.echo(compose_demo(folder.expanduser(), songs=songs, seconds=seconds, seed=seed))
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|FOLDER|OWNER/NAME",
+        help="A run's folder, a folder that `musemo export` made, or a model on the hub; "
+        "by default runs/demo.",
+    ),
+]
 
 
 @app.command()
 def predict(
     songs: Annotated[list[Path], typer.Argument(metavar="SONG...", help="Sound files.")],
-    model: Annotated[
-        Path, typer.Option(metavar="RUN", help="The run folder whose model predicts.")
-    ] = Path("runs/demo"),
+    model: Model = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also every half second: a picture and a .csv.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where curves go; by default beside each song."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Answer in CSV.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Predict valence and arousal of songs with a run's model.
+    """Predict valence and arousal of songs, of any length and format that libsndfile reads.
 
-    Example: musemo predict song.mp3 --model runs/demo
+    A song that cannot be heard does not stop the others: it is listed at the end with its reason,
+    and the exit code is 2.
+
+    Example: musemo predict *.mp3 --model runs/demo --curve
     """
-    from musemo.evaluation import predict_file
+    from musemo.answers import answer_curves, show_answers
+    from musemo.prediction import open_model
 
-    typer.echo("song\tvalence [-1, 1]\tarousal [-1, 1]\tvalence [1-9]\tarousal [1-9]")
-    failed = []
-    for song in songs:
-        try:
-            emotion = predict_file(Run(model.expanduser()), song.expanduser())
-        except MusemoError as error:
-            failed.append(str(error))
-            continue
-        unit = f"{emotion['valence']:+.2f}\t{emotion['arousal']:+.2f}"
-        typer.echo(
-            f"{song.name}\t{unit}\t{emotion['valence_1_9']:.1f}\t{emotion['arousal_1_9']:.1f}"
-        )
+    if as_json and as_csv:
+        raise MusemoError("--json --csv: choose one of them")
+    songs = [song.expanduser() for song in songs]
+    opened = open_model(model or _last_run())
+    said = opened.predict_all(progress(songs, desc="songs"))
+    if curve:
+        said = answer_curves(opened.curve, progress(songs, desc="curves"), said, out)
+    form = "json" if as_json else "csv" if as_csv else "table"
+    if shown := show_answers(songs, said, form):
+        typer.echo(shown)
+    failed = [str(told) for told in said if isinstance(told, MusemoError)]
     if failed:
-        raise MusemoError("\n".join(failed))
+        lines = [f"{len(failed)} of {len(songs)} songs could not be predicted:", *failed]
+        raise MusemoError("\n  ".join(lines))
+
+
+def _last_run() -> str:
+    "Name the demo's run; raises MusemoError where there is none."
+    if not Path("runs/demo").is_dir():
+        raise MusemoError("runs/demo is not there: name a --model, or make it with `musemo run`")
+    return "runs/demo"
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is new.")],
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Share it on the hub under this name, too."),
+    ] = None,
+) -> None:
+    """Save a run's model as weights, configuration and a model card; share it with --push.
+
+    Example: musemo export runs/deam my-model --push me/my-model
+    """
+    from musemo.prediction import export_model, open_model, push_model
+
+    opened = open_model(model, device="cpu")
+    typer.echo(f"model: {export_model(opened, folder.expanduser())}")
+    if push:
+        typer.echo(f"shared: {push_model(opened, push)}")
 
 
 @app.command()

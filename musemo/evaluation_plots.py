@@ -53,7 +53,7 @@ def plot_shifts(
     axes.set(xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]", aspect="equal")
     axes.legend(loc="upper left")
 
-# %% ../nbs/12_evaluation.ipynb #8399a675
+# %% ../nbs/12_evaluation.ipynb #ceaaa489
 def plot_errors(axes: plt.Axes, error: np.ndarray, floor: np.ndarray, *, title: str) -> None:
     "Draw the histogram of predicted minus rated, (N,), with the mean predictor's as outline."
     bins = np.linspace(-1, 1, 21)
@@ -78,8 +78,8 @@ def plot_quadrants(axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray) -> 
     counts = np.zeros((4, 4), dtype=int)
     np.add.at(counts, (quadrant_of(rated), quadrant_of(predicted)), 1)
     axes.imshow(counts, cmap="Blues", vmax=max(1, counts.max() * 1.6))
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, str(count), ha="center", va="center")
+    for (row, column), songs in np.ndenumerate(counts):
+        axes.text(column, row, str(songs), ha="center", va="center")
     axes.set(title="Quadrants (songs)", xlabel="predicted", ylabel="rated")
     axes.set_xticks(range(4), QUADRANTS)
     axes.set_yticks(range(4), QUADRANTS)

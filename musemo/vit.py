@@ -160,7 +160,7 @@ def build_vit(
     mean, std = read_normalisation(folder)
     return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
 
-# %% ../nbs/10_vit.ipynb #3ea6c75c
+# %% ../nbs/10_vit.ipynb #1f6a9c85
 def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     "Describe a model, so that `revive_vit` can build it again around its weights."
     backbone = model.backbone.config.to_diff_dict()
@@ -175,7 +175,7 @@ def describe_vit(model: EmotionViT) -> dict:  # for a .json file
 
 def revive_vit(
     description: dict,  # from describe_vit
-    state: dict[str, torch.Tensor],  # the weights
+    state: dict[str, torch.Tensor] | None = None,  # the weights; None: to be loaded into it
 ) -> EmotionViT:
     "Build a described model around its weights, ready to predict."
     parts = dict(description)
@@ -183,7 +183,8 @@ def revive_vit(
         transformers.ViTConfig(**parts.pop("backbone")), add_pooling_layer=False
     )
     model = {"spec": EmotionViT, "small": SmallViT}[parts.pop("recipe")](backbone, **parts)
-    model.load_state_dict(state)
+    if state is not None:
+        model.load_state_dict(state)
     return model.eval()
 
 # %% ../nbs/10_vit.ipynb #03a03889

@@ -1,20 +1,18 @@
-"""Section 12: the figures are right, honest about few songs, and any file can be predicted."""
+"""Section 12: the figures are right, and honest about few songs."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 from sklearn.metrics import r2_score
 
-from musemo.core import MusemoError, Run, load_part
+from musemo.core import Run, load_part
 from musemo.dataset import WindowDataset
 from musemo.evaluation import (
     evaluate_vit,
     metrics_table,
     predict_baselines,
-    predict_file,
     say_what_it_is_worth,
     song_statistics,
 )
@@ -160,33 +158,3 @@ def test_two_test_songs_are_enough_to_finish(tmp_path):
     assert "judge nothing" in say_what_it_is_worth(metrics)
     assert metrics_table(metrics).shape == (12, 5) and len(predictions) == 4
     assert quadrant_of(predictions[["valence", "arousal"]].to_numpy()).shape == (4,)
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
-def test_any_file_is_predicted_on_both_scales(finished, tmp_path, suffix):
-    path, seconds = tmp_path / f"song.{suffix}", np.arange(5 * 16000) / 16000
-    wave = 0.3 * np.sin(2 * np.pi * 440 * seconds)
-    soundfile.write(path, np.stack([wave, wave / 2], axis=1), 16000)
-    emotion = predict_file(finished[0], path)
-    for axis in ("valence", "arousal"):
-        assert -1 <= emotion[axis] <= 1
-        assert emotion[f"{axis}_1_9"] == pytest.approx(5 + 4 * emotion[axis])
-
-
-def test_files_that_cannot_be_predicted_say_why(finished, tmp_path):
-    run, path = finished[0], tmp_path / "song.mp3"
-    path.write_text("no sound at all")
-    with pytest.raises(MusemoError, match="song.mp3"):
-        predict_file(run, path)
-    soundfile.write(tmp_path / "short.wav", np.zeros(16000), 16000)
-    with pytest.raises(MusemoError, match="0.0 s between silence, need 3 s"):
-        predict_file(run, tmp_path / "short.wav")
-    with pytest.raises(MusemoError, match="nowhere.wav"):
-        predict_file(run, tmp_path / "nowhere.wav")
-
-
-def test_an_untrained_run_says_which_file_is_missing(tmp_path):
-    run = Run(tmp_path)
-    run.save("config.json", config_record(make_config("smoke", SMALL)))
-    with pytest.raises(MusemoError, match="vit_history.json is missing"):
-        predict_file(run, tmp_path / "song.wav")

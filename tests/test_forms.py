@@ -73,6 +73,13 @@ MAY_IMPORT = {
     "intervals": {"readout"},
     "evaluation_plots": {"core"},
     "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
+    "hearing": {"core", "config", "spectrum"},
+    "model_card": {"core", "config", "verdict"},
+    "answers": {"core", "config"},
+    "prediction": {
+        *("core", "config", "presets", "vit", "dataset"),
+        *("answers", "hearing", "model_card"),
+    },
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
         *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
@@ -109,6 +116,10 @@ SECOND = {
     "activation_cache",
     "metrics",
     "verdict",
+    "hearing",
+    "model_card",
+    "answers",
+    "prediction",
     "descriptors",
     "intervals",
     "evaluation_plots",
@@ -192,7 +203,9 @@ for module in sys.argv[1:]:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["core", "listening", "evaluation", "gan_quality", "cli"])
+@pytest.mark.parametrize(
+    "module", ["core", "listening", "evaluation", "prediction", "gan_quality", "cli"]
+)
 def test_importing_takes_under_five_seconds(module):
     # Processor seconds: what else the machine does is not the module's fault.
     code = f"import time; import musemo.{module}; print(time.process_time())"

@@ -22,8 +22,12 @@ from musemo.core import MusemoError
 
 # %%
 #| export spectrum
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
 import librosa
 import numpy as np
+import soxr
 import torch
 
 from musemo.config import AudioConfig
@@ -497,15 +501,23 @@ def wave_log_mel(
     return audio.to_unit(10 * power.clamp(min=1e-10).log10().cpu().numpy())
 
 
-def trim_silence(
-    log_mel: np.ndarray,  # (M, T) in [-1, 1]
+def sounding_part(
+    log_mel: np.ndarray,  # (M, T) in [-1, 1], or the loudest of the bands (1, T)
     audio: AudioConfig,
     *,
     quiet: float = -40.0,  # dB; music lies some 50 dB above
-) -> np.ndarray:  # (M, at most T); (M, 0) where all is silent
-    "Cut off silence at both ends, frames in which no band is above `quiet`."
+) -> slice:  # of the frames; an empty one where all is silent
+    "Find what lies between silence at both ends, frames in which no band is above `quiet`."
     sounding = np.flatnonzero(log_mel.max(axis=0) > audio.to_unit(np.float32(quiet)))
-    return log_mel[:, sounding[0] : sounding[-1] + 1] if len(sounding) else log_mel[:, :0]
+    return slice(sounding[0], sounding[-1] + 1) if len(sounding) else slice(0, 0)
+
+
+def trim_silence(
+    log_mel: np.ndarray,  # (M, T) in [-1, 1]
+    audio: AudioConfig,
+) -> np.ndarray:  # (M, at most T); (M, 0) where all is silent
+    "Cut off silence at both ends."
+    return log_mel[:, sounding_part(log_mel, audio)]
 
 
 def log_mel_of(
@@ -534,6 +546,43 @@ ringing = np.pad(wave[:22050], 22050)  # a second of silence, of sound, of silen
 test_close(log_mel_of(ringing, audio).shape[1], 22050 / 512, eps=5)
 test_eq(log_mel_of(0 * wave, audio).shape, (128, 0))
 test_close(ours, reference, eps=0.05)
+
+# %% [markdown]
+# A song of an hour is not held whole. Resampler and transform take it piece by piece, with enough
+# of the last piece kept for frames at a cut to see both of their sides. What comes out is what the
+# whole would have given.
+
+# %%
+#| export spectrum
+STRETCH = 2**18  # samples transformed at once: sets the memory, not the result
+
+
+def stream_log_mel(
+    blocks: Iterable[np.ndarray],  # (S,) mono each, one after the other
+    rate: int,  # Hz, of the blocks
+    audio: AudioConfig,
+) -> Iterator[np.ndarray]:  # (M, T) each, one after the other
+    "Compute the log-mel spectrogram of a sound of any length, piece by piece."
+    resampler = soxr.ResampleStream(rate, audio.sample_rate, 1, "float32")
+    side = -(-audio.n_fft // (2 * audio.hop))  # frames at a cut whose window reaches beyond it
+    wave, skip, nothing = np.zeros(0, np.float32), 0, np.zeros(0, np.float32)
+    for block in chain(blocks, [None]):
+        last = block is None
+        more = resampler.resample_chunk(nothing if last else block, last=last)
+        wave = np.concatenate([wave, more])
+        if not len(wave) or len(wave) < STRETCH and not last:
+            continue
+        stop = (len(wave) if last else len(wave) - audio.n_fft // 2) // audio.hop + 1
+        yield wave_log_mel(torch.from_numpy(wave)[None], audio)[0][:, skip:stop]
+        wave, skip = wave[(stop - side) * audio.hop :], side
+
+
+# %%
+noise = rng_for(0).normal(0, 0.1, 15 * 44100).astype(np.float32)
+pieces = list(stream_log_mel(np.array_split(noise, 100), 44100, audio))
+whole = torch.from_numpy(soxr.resample(noise, 44100, audio.sample_rate))[None]
+test_eq(len(pieces), 2)
+test_close(np.concatenate(pieces, axis=1), wave_log_mel(whole, audio)[0], eps=1e-5)
 
 
 # %% [markdown]

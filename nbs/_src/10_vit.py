@@ -735,7 +735,7 @@ def describe_vit(model: EmotionViT) -> dict:  # for a .json file
 
 def revive_vit(
     description: dict,  # from describe_vit
-    state: dict[str, torch.Tensor],  # the weights
+    state: dict[str, torch.Tensor] | None = None,  # the weights; None: to be loaded into it
 ) -> EmotionViT:
     "Build a described model around its weights, ready to predict."
     parts = dict(description)
@@ -743,7 +743,8 @@ def revive_vit(
         transformers.ViTConfig(**parts.pop("backbone")), add_pooling_layer=False
     )
     model = {"spec": EmotionViT, "small": SmallViT}[parts.pop("recipe")](backbone, **parts)
-    model.load_state_dict(state)
+    if state is not None:
+        model.load_state_dict(state)
     return model.eval()
 
 

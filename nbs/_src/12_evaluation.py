@@ -653,17 +653,12 @@ assert "4 validation songs are too few" in say_intervals(told)
 
 # %%
 #| export
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
 from musemo.config import Config
-from musemo.presets import read_config
 from musemo.core import MusemoError, Run, load_part, pick_device, rng_for
-from musemo.data import decode, log_mel_of
 from musemo.dataset import WindowDataset, build_loaders, read_datasets
 from musemo.intervals import (
     Intervals,
@@ -729,9 +724,7 @@ test_close(statistics[1, [0, 64, 128]], [0.25, 0.25, 0.45], eps=1e-6)
 # %% [markdown]
 # ## The model of a run
 #
-# The network opens from its description and its weights. Any file that libsndfile reads (wav,
-# flac, ogg, mp3) goes the way of the songs: the same decibel scale, the same windows, one mean.
-# People rate on 1-9, so that scale is given too: `5 + 4 x`.
+# The network opens from its description and its weights.
 
 
 # %%
@@ -741,34 +734,12 @@ def load_vit(run: Run, config: Config) -> EmotionViT:
     description = run.load("vit_history.json")["model"]
     try:
         model = revive_vit(description, run.load("vit.safetensors"))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise MusemoError(
             f"{run.path('vit.safetensors')}: does not fit vit_history.json or this version of "
             "transformers; train again with --from 11"
         ) from error
     return model.to(pick_device(config.device))
-
-
-def predict_file(
-    run: Run,
-    path: str | Path,
-) -> dict[str, float]:  # valence, arousal on [-1, 1], and on 1-9
-    "Predict a song's emotion from its file; raises MusemoError for a file that is no sound."
-    config = read_config(run.load("config.json"))
-    model = load_vit(run, config)
-    log_mel = log_mel_of(decode(path, config.audio), config.audio)  # (M, T)
-    seconds = log_mel.shape[1] * config.audio.hop / config.audio.sample_rate
-    if seconds < config.data.min_seconds:
-        raise MusemoError(
-            f"{path}: {seconds:.1f} s between silence, need {config.data.min_seconds:g} s of sound"
-        )
-    song = {"song_id": 0, "valence": 0.0, "arousal": 0.0, "frames": log_mel.shape[1]}
-    data = WindowDataset(
-        pd.DataFrame([song]), log_mel[None], config, mean=model.mean, std=model.std
-    )
-    emotion = predict_songs(model, DataLoader(data, batch_size=config.dataset.batch_size))[0]
-    named = dict(zip(("valence", "arousal"), emotion.tolist(), strict=True))
-    return named | {f"{name}_1_9": 5 + 4 * value for name, value in named.items()}
 
 
 # %% [markdown]
@@ -1043,8 +1014,8 @@ def plot_quadrants(axes: plt.Axes, rated: np.ndarray, predicted: np.ndarray) -> 
     counts = np.zeros((4, 4), dtype=int)
     np.add.at(counts, (quadrant_of(rated), quadrant_of(predicted)), 1)
     axes.imshow(counts, cmap="Blues", vmax=max(1, counts.max() * 1.6))
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, str(count), ha="center", va="center")
+    for (row, column), songs in np.ndenumerate(counts):
+        axes.text(column, row, str(songs), ha="center", va="center")
     axes.set(title="Quadrants (songs)", xlabel="predicted", ylabel="rated")
     axes.set_xticks(range(4), QUADRANTS)
     axes.set_yticks(range(4), QUADRANTS)
@@ -1476,6 +1447,957 @@ def explain_run(run: Run, config: Config, model: EmotionViT, test: WindowDataset
 
 
 # %% [markdown]
+# ## Anybody's song
+#
+# A file may be of any length, rate and number of channels, cut off, or no sound at all. It is read
+# in small blocks and mixed to mono; what stands between silence at both ends is heard, as in
+# training. Where something is wrong but something is left to hear, a note says so.
+
+# %%
+#| hide
+import os
+import tempfile
+
+import soundfile
+import soxr
+from fastcore.test import test_fail
+
+from musemo.presets import make_config
+from musemo.spectrum import log_mel_of
+from musemo.verdict import AXES
+from musemo.vit import build_vit, describe_vit
+
+# %%
+#| export hearing
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from musemo.config import AudioConfig
+from musemo.core import MusemoError, cut_windows
+from musemo.spectrum import sounding_part, stream_log_mel
+
+# %%
+#| export hearing
+BLOCK = 2**16  # values that are read at once
+
+
+def open_sound(path: str | PathLike) -> soundfile.SoundFile:
+    "Open a sound file; raises MusemoError where it is none."
+    if not Path(path).is_file():
+        raise MusemoError(f"{path}: there is no such file")
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
+
+
+def read_blocks(
+    file: soundfile.SoundFile,
+    notes: list[str],  # grows by what is wrong with the file
+) -> Iterator[np.ndarray]:  # (S,) mono
+    "Read a file block by block; raises MusemoError where nothing of it can be decoded."
+    rows, read, promised = max(1, BLOCK // file.channels), 0, f"{file.frames / file.samplerate:.1f}"
+    try:
+        while len(block := file.read(rows, "float32", always_2d=True)):
+            if not np.isfinite(block).all():
+                raise MusemoError(f"{file.name}: holds samples that are no numbers")
+            read += len(block)
+            yield block.mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        if not read:
+            raise MusemoError(f"{file.name}: cannot be decoded ({error})") from error
+    seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
+    if cut:
+        notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
+    elif seconds < file.frames / file.samplerate - 0.1:
+        notes.append(f"damaged: decoded {seconds:.1f} s of {promised} s")
+
+
+# %% [markdown]
+# An array has no header, so what it is must be said: its rate, floats between -1 and 1, time
+# first. Whole numbers of 16 bits would be heard as a hundred decibels of noise, and are refused.
+
+# %%
+#| export hearing
+LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
+
+
+def check_wave(
+    wave: np.ndarray,  # (S,) or (S, channels)
+    sample_rate: int | None,  # Hz
+) -> np.ndarray:  # (S,) float32 mono
+    "Check an array of sound and mix it to mono; raises MusemoError where it cannot be one."
+    wave, name = np.asarray(wave), f"array of shape {np.shape(wave)}"
+    if not sample_rate or sample_rate < 0:
+        raise MusemoError(f"{name}: sample_rate = {sample_rate}: say it in Hz, e.g. 44100")
+    if wave.dtype.kind != "f":
+        raise MusemoError(f"{name}: is {wave.dtype}, must be floats in [-1, 1]; int16 / 32768")
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > wave.shape[0]:
+        raise MusemoError(f"{name}: must be (S,) or (S, channels), time first; transpose it")
+    wrong = wave.size - np.isfinite(wave).sum()
+    if wrong:
+        raise MusemoError(f"{name}: {wrong} samples are no numbers; replace them, e.g. by 0")
+    if wave.size and (peak := np.abs(wave).max()) > LOUDEST:
+        raise MusemoError(f"{name}: peak {peak:g}, must be floats in [-1, 1]; int16 / 32768")
+    return (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32)
+
+
+# %%
+#| export hearing
+@dataclass(frozen=True)
+class Heard:
+    "What is heard of a song."
+
+    log_mel: np.ndarray  # (M, T) float16 in [-1, 1], without silence at its ends
+    start: float  # s of silence before it
+    seconds: float  # that it lasts
+    note: str  # what was wrong, or ""
+
+
+def hear(
+    song: str | PathLike | np.ndarray,  # a file, or a wave (S,) or (S, channels)
+    sample_rate: int | None,  # Hz, of a wave; a file says its own
+    audio: AudioConfig,
+    *,
+    min_seconds: float,
+) -> Heard:
+    "Hear a song of any length as its log-mel; raises MusemoError where there is too little."
+    notes, is_file = [], isinstance(song, str | PathLike)
+    if is_file:
+        with closing(open_sound(song)) as file:
+            rate, blocks = file.samplerate, read_blocks(file, notes)
+            pieces = [_keep(piece) for piece in stream_log_mel(blocks, rate, audio)]
+    else:
+        rate, wave = sample_rate, check_wave(song, sample_rate)
+        blocks = (wave[i : i + BLOCK] for i in range(0, len(wave), BLOCK))
+        pieces = [_keep(piece) for piece in stream_log_mel(blocks, rate, audio)]
+    if rate < 2 * audio.f_max:
+        notes.append(f"{rate} Hz: no treble above {rate / 2:.0f} Hz")
+    return _cut(pieces, audio, min_seconds, notes, name=str(song) if is_file else "array")
+
+
+# %%
+#| export hearing
+def _keep(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Keep a piece as songs are kept, and its loudest bands exactly, which decide on silence."
+    return piece.astype(np.float16), piece.max(axis=0)
+
+
+def _cut(
+    pieces: list[tuple[np.ndarray, np.ndarray]],
+    audio: AudioConfig,
+    min_seconds: float,
+    notes: list[str],
+    *,
+    name: str,
+) -> Heard:
+    "Join the pieces between silence; raises MusemoError where that is too short."
+    second = audio.sample_rate / audio.hop  # frames
+    if not pieces:
+        raise MusemoError(f"{name}: holds no samples")
+    part = sounding_part(np.concatenate([loudest for _, loudest in pieces])[None], audio)
+    seconds = (part.stop - part.start) / second
+    if not seconds:
+        raise MusemoError(f"{name}: is silent, no sound above -40 dB")
+    if seconds < min_seconds:
+        told = f"{seconds:.1f} s between silence, need {min_seconds:g} s of sound"
+        raise MusemoError("; ".join([f"{name}: {told}", *notes]))
+    log_mel = np.concatenate([piece for piece, _ in pieces], axis=1)[:, part]
+    return Heard(log_mel, float(part.start / second), float(seconds), "; ".join(notes))
+
+
+# %% [markdown]
+# A tone of four seconds after two of silence, as a file of six channels and as an array: the same
+# is heard. Half of the file is the same again, with a note.
+
+# %%
+audio, rate = AudioConfig(clip_seconds=6.0), 16000
+tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(4 * rate) / rate) * np.hanning(4 * rate)
+wave = np.concatenate([np.zeros(2 * rate), tone])
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "song.wav"
+    soundfile.write(path, np.tile(wave[:, None], 6), rate, subtype="FLOAT")
+    heard = hear(path, None, audio, min_seconds=3)
+    content = path.read_bytes()
+    path.write_bytes(content[: 2 * len(content) // 3])
+    test_eq(hear(path, None, audio, min_seconds=1).note[:8], "cut off:")
+    path.write_bytes(content[:50000])
+    test_fail(lambda: hear(path, None, audio, min_seconds=3), contains="silent")
+again = hear(wave, rate, audio, min_seconds=3)
+test_close(heard.log_mel, again.log_mel, eps=2e-3)
+test_close((heard.start, heard.seconds), (2, 4), eps=0.25)
+whole = log_mel_of(soxr.resample(wave.astype(np.float32), rate, audio.sample_rate), audio)
+test_close(again.log_mel, whole, eps=1e-3)
+test_fail(lambda: check_wave(np.zeros(9, np.int16), rate), contains="int16 / 32768")
+test_fail(lambda: check_wave(np.full(9, np.nan), rate), contains="9 samples are no numbers")
+
+# %% [markdown]
+# ## A model to give away
+#
+# A model of its own holds the network and all that a song needs on its way to it: two files,
+# weights and configuration, and a card. The card says what the model was trained on and how it was
+# judged, with the floor and the rivals, and what it is not good for.
+
+# %%
+#| export model_card
+from pathlib import Path
+
+from musemo.config import Config
+from musemo.core import Run
+from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
+
+
+# %%
+#| export model_card
+def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
+    "Gather what a model card says of a run: its songs, its figures, what its data says of itself."
+    there = {name: run.load(name) for name in ("metrics.json", "folds.json") if run.has(name)}
+    folds, readme = there.get("folds.json"), Path(config.data.path).expanduser() / "README.txt"
+    parts = run.load("songs.csv")["split"].value_counts().to_dict() if run.has("songs.csv") else {}
+    return {
+        "data": Path(config.data.path).name or "musemo's demo music",
+        "about": readme.read_text().partition("\n\n")[0] if readme.is_file() else "",
+        "songs": {split: int(parts.get(split, 0)) for split in ("train", "val", "test")},
+        "clip_seconds": config.audio.clip_seconds,
+        "recipe": config.training.recipe,
+        "preset": config.preset,
+        "seed": config.seed,
+        "synthetic": config.synthesis.songs,
+        "metrics": there.get("metrics.json"),
+        "folds": folds and {"scores": folds["scores"], "words": say_folds(folds)},
+    }
+
+
+# %%
+#| export model_card
+def score_lines(scores: list[dict]) -> list[str]:  # of a table in Markdown
+    "Lay figures out, a row for each of valence and arousal and who answers."
+    names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
+    lines = ["| | who | " + " | ".join(names.values()) + " | R2, 95 % |", "|---" * 8 + "|"]
+    for row in scores:
+        told = ["-" if row.get(k) is None else f"{row[k]:.3f}" for k in names]
+        told += [say_interval(row.get("r2_interval"))]
+        who = {"mean": "mean predictor (the floor)"}.get(row["who"], ARMS[row["who"]])
+        lines.append(f"| {row['axis']} | {who} | {' | '.join(told)} |")
+    return lines
+
+
+def split_lines(metrics: dict) -> list[str]:
+    "Lay out the figures of a run's one split, in Markdown."
+    rows = [
+        {"axis": axis, "who": who} | metrics[axis][who]
+        for axis in AXES
+        for who in ("model", *RIVALS)
+    ]
+    for row in rows:
+        if row["who"] == "model":
+            row["r2_interval"] = metrics[row["axis"]]["model_interval"]["r2"]
+    songs = f"{metrics['n_test']} real test songs, {metrics['n_train']} to train; one split."
+    return [songs, "", *score_lines(rows)]
+
+
+# %%
+#| export model_card
+CARD = """# Emotion of music, by musemo
+
+Predicts valence (unpleasant to pleasant) and arousal (calm to excited) of a piece of music from its
+sound, on [-1, 1] and on the raters' scale of 1-9.
+
+## How to use
+
+    pip install git+https://github.com/musemo/musemo
+    musemo predict song.mp3 --model FOLDER_OR_OWNER/NAME
+
+    from musemo.prediction import EmotionModel
+    model = EmotionModel.from_pretrained("FOLDER_OR_OWNER/NAME")
+    model.predict("song.mp3")   # valence, arousal, both scales, the nearest named emotion
+    model.curve("song.mp3")     # a table, every half second
+
+## What it is
+
+{network}
+
+## Data
+
+{data}
+
+## How well it does
+
+MAE and RMSE are on [-1, 1]. The floor is the mean of the training songs' ratings; the rivals are
+regressions on statistics of the spectrogram that cost a second to train.
+
+{figures}
+
+## Protocol
+
+Songs are split before anything else, songs of one artist together where it is known. The judged
+songs are real, and took no part in training, in the generators or in the choice of an epoch. The
+intervals are over songs; another split or seed moves the figures too.
+
+## Limits
+
+{limits}
+
+## Licence
+
+The code is Apache-2.0. The weights were learnt from songs and ratings that have licences of their
+own; who passes the weights on keeps to those.
+"""
+
+# %%
+#| export model_card
+LIMITS = """- It knows music like that of its training songs; on other music its error is not known.
+- A prediction is the mean of what people would say. Single listeners differ from it, and from each
+  other, by more than the errors above.
+- Small models answer close to the mean: how far apart two songs are is told with less than the
+  truth. The named emotion is the nearest of five points, not a finding of its own.
+- A song is heard in windows of {window:.1f} s, so a curve cannot turn faster than that.
+- {known}"""
+
+
+def write_card(
+    facts: dict | None,  # from gather_facts; None: nothing is known
+    *,
+    network: str,  # what the model is, in words
+    window: float,  # s
+    intervals: bool,  # are there any?
+) -> str:  # Markdown
+    "Write a model's card: what it is, what it learnt from, how it was judged, its limits."
+    sure, unsure = "Its intervals hold for songs like the judged ones.", "It gives no intervals."
+    limits = LIMITS.format(window=window, known=sure if intervals else unsure)
+    data, figures = "Not told.", ["Not judged."]
+    if facts:
+        train, val, test = facts["songs"].values()
+        told = (
+            "{data}: {0} songs to train, {1} to validate, {2} to test, at most {clip_seconds:g} s"
+        )
+        told += " of each. Preset {preset}, recipe {recipe}, seed {seed}. {about}"
+        data = told.format(train, val, test, **facts).strip()
+        if facts["folds"]:
+            figures = [facts["folds"]["words"], "", *score_lines(facts["folds"]["scores"])]
+        elif facts["metrics"]:
+            figures = split_lines(facts["metrics"])
+    return CARD.format(network=network, data=data, figures="\n".join(figures), limits=limits)
+
+
+# %%
+who = ("", "_predicted", *(f"_{name}" for name in RIVALS))
+scores = pd.DataFrame({f"{axis}{name}": rng.uniform(-1, 1, 9) for axis in AXES for name in who})
+scores = score_predictions(scores, draws=20, rng=rng)
+facts = {"data": "my songs", "songs": dict(train=40, val=9, test=9), "about": "Rated by ten."}
+facts |= {"clip_seconds": 30, "recipe": "small", "preset": "demo", "seed": 0, "folds": None}
+facts["metrics"] = scores | {"n_test": 9, "n_train": 40}
+card = write_card(facts, network="A small ViT.", window=6, intervals=False)
+assert "my songs: 40 songs to train" in card and "mean predictor (the floor)" in card
+test_eq(card.count("| valence |"), 5)
+assert "Not judged" in write_card(None, network="", window=6, intervals=False)
+
+
+# %% [markdown]
+# ## Windows of many songs in one batch
+#
+# A song gets as many evenly spaced windows as cover it, and never fewer than in evaluation: where
+# those cover a test song, it gets the very answer that the figures judge. While the network works,
+# other threads read the next songs; few ahead, for an hour of music is 40 MB.
+
+
+# %%
+#| export hearing
+def look_ahead(work: Callable, items: Iterable, *, workers: int) -> Iterator:  # results in order
+    "Do work on items in threads, a few items ahead of who asks for the results."
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def cover_song(frames: int, width: int, *, least: int) -> np.ndarray:  # (K,) first frames
+    "Space windows evenly over a song, `least` of them or as many as leave no gap."
+    windows, room = max(least, math.ceil(frames / width)), max(frames - width, 0)
+    return np.round((np.linspace(0, 1, windows) if windows > 1 else np.full(1, 0.5)) * room)
+
+
+def batch_windows(
+    songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # (M, T), first frames, places
+    width: int,  # frames of a window
+    batch_size: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (B, M, width), places (B,)
+    "Cut windows and gather them into batches, whichever songs they are of."
+    windows, owners = [], []
+    for log_mel, starts, places in songs:
+        for start, place in zip(starts.astype(int), places, strict=True):
+            part = log_mel[None, :, start : start + width]
+            windows.append(cut_windows(part, np.array([part.shape[2]]), width)[0])
+            owners.append(int(place))
+            if len(windows) == batch_size:
+                yield torch.from_numpy(np.concatenate(windows)), torch.tensor(owners)
+                windows, owners = [], []
+    if windows:
+        yield torch.from_numpy(np.concatenate(windows)), torch.tensor(owners)
+
+
+# %%
+test_eq(list(look_ahead(lambda x: x * x, range(5), workers=2)), [0, 1, 4, 9, 16])
+test_eq(cover_song(100, 40, least=2), [0, 30, 60])
+test_eq(cover_song(30, 40, least=1), [0])
+ramp = np.tile(np.arange(100.0), (4, 1)) / 100
+songs = [(ramp, np.array([0.0, 60.0]), [0, 0]), (ramp[:, :30], np.zeros(1), [1])]
+(first, one), (second, two) = batch_windows(songs, 40, 2)
+test_eq((first.shape, one.tolist(), two.tolist()), ((2, 4, 40), [0, 0], [1]))
+test_close(first[1, 0, 0], 0.6, eps=1e-6)
+test_eq(second[0, 0, 30:], -np.ones(10))
+
+# %% [markdown]
+# ## What an answer looks like
+#
+# Both scales, an interval where one is known, and the nearest of five named emotions, which is a
+# help to the reader and no finding of its own.
+
+# %%
+#| export answers
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from musemo.config import EMOTIONS
+from musemo.core import COLORS, MusemoError, subplots, write_atomic
+
+
+# %%
+#| export answers
+def nearest_emotion(valence: float, arousal: float) -> str:
+    "Name the nearest of the configuration's emotions."
+    return min(EMOTIONS, key=lambda name: math.dist(EMOTIONS[name], (valence, arousal)))
+
+
+def name_emotion(
+    emotion: np.ndarray,  # (2,) on [-1, 1]
+    reach: list[float] | None,  # (2,) of the interval to each side
+) -> dict:
+    "Write a prediction on both scales, with its intervals where they are known."
+    said = {}
+    for i, axis in enumerate(("valence", "arousal")):
+        value = float(emotion[i])
+        ends = reach and [max(-1.0, value - reach[i]), min(1.0, value + reach[i])]
+        said |= {axis: value, f"{axis}_interval": ends, f"{axis}_1_9": 5 + 4 * value}
+        said[f"{axis}_1_9_interval"] = ends and [5 + 4 * end for end in ends]
+    return said | {"emotion": nearest_emotion(said["valence"], said["arousal"])}
+
+
+# %%
+test_eq([nearest_emotion(*EMOTIONS[name]) for name in EMOTIONS], list(EMOTIONS))
+told = name_emotion(np.array([0.5, -0.9]), [0.2, 0.3])
+test_eq((told["valence_1_9"], told["emotion"]), (7, "content_relaxed"))
+test_close(told["arousal_interval"], [-1, -0.6])
+test_close(told["arousal_1_9_interval"], [1, 2.6])
+
+
+# %% [markdown]
+# Many answers are a table, and a song's curve is a picture and a table beside the song.
+
+
+# %%
+#| export answers
+def emotions_table(songs: list, said: list[dict]) -> pd.DataFrame:
+    "Lay predictions out for people: both scales, intervals where known, the nearest emotion."
+    rows = []
+    for song, told in zip(songs, said, strict=True):
+        row = {"song": Path(song).name}
+        for axis in ("valence", "arousal"):
+            row[f"{axis} [-1, 1]"] = f"{told[axis]:+.2f}"
+            row[f"{axis} [1-9]"] = f"{told[f'{axis}_1_9']:.1f}"
+            if ends := told[f"{axis}_1_9_interval"]:
+                row[f"{axis}, interval [1-9]"] = f"{ends[0]:.1f} .. {ends[1]:.1f}"
+        row |= {"nearest emotion": told["emotion"], "heard (s)": f"{told['seconds']:.1f}"}
+        rows.append(row | {"note": told["note"]})
+    table = pd.DataFrame(rows)
+    return table if table["note"].any() else table.drop(columns="note")
+
+
+def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
+    "Draw valence and arousal over a song."
+    lines = {"valence": ("third", "-"), "arousal": ("model", "--")}
+    for axis, (color, line) in lines.items():
+        axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(title=title, xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
+    axes.legend(loc="upper right", ncols=2)
+
+
+def write_curve(curve: pd.DataFrame, target: Path, *, title: str) -> Path:  # the picture
+    "Write a song's curve as TARGET.png and TARGET.csv."
+    figure, axes = subplots(size=(8, 2.8))
+    plot_curve(axes, curve, title=title)
+    write_atomic(Path(f"{target}.csv"), curve.round(4))
+    path = write_atomic(Path(f"{target}.png"), figure)
+    plt.close(figure)
+    return path
+
+
+# %%
+made = pd.DataFrame({"seconds": np.arange(40) / 2}).assign(valence=0.2, arousal=0.5)
+made["arousal"] *= np.sin(made["seconds"])
+with tempfile.TemporaryDirectory() as folder:
+    test_eq(write_curve(made, Path(folder) / "song.mp3", title="A curve").name, "song.mp3.png")
+    test_eq(sorted(os.listdir(folder)), ["song.mp3.csv", "song.mp3.png"])
+figure, axes = subplots(size=(6, 2.4))
+plot_curve(axes, made, title="A made-up curve")
+told |= {"seconds": 9.5, "note": ""}
+emotions_table(["one.wav"], [told])
+
+
+# %% [markdown]
+# The command line answers in a table, in JSON, which also holds what failed and the curves, or in
+# CSV. Two songs of one name do not overwrite each other's picture.
+
+
+# %%
+#| export answers
+def answer_curves(
+    follow: Callable[[Path], pd.DataFrame],  # a song's curve
+    songs: Iterable[Path],
+    said: list[dict | MusemoError],  # what was predicted of each
+    out: Path | None,  # folder of the pictures; None: beside each song
+) -> list[dict | MusemoError]:  # with curve and picture; a reason where they cannot be
+    "Add a curve to each song that could be predicted, and write its picture."
+    answers, written = [], set()
+    for song, told in zip(songs, said, strict=True):
+        target = stem = f"{(out or song.parent) / song.name}.emotion"
+        while target in written:
+            target = f"{stem}-{len(written) + 1}"
+        written.add(target)
+        try:
+            if isinstance(told, dict):
+                curve = follow(song)
+                picture = str(write_curve(curve, Path(target), title=song.name))
+                told = told | {"picture": picture, "curve": curve.round(4).to_dict("records")}
+        except MusemoError as error:
+            told = error
+        answers.append(told)
+    return answers
+
+
+def show_answers(
+    songs: list[Path],
+    said: list[dict | MusemoError],
+    form: str,  # table, json or csv
+) -> str:
+    "Write answers for a terminal or for a program; what failed is in the JSON only."
+    if form == "json":
+        rows = [told if isinstance(told, dict) else {"error": str(told)} for told in said]
+        named = [{"song": str(song)} | row for song, row in zip(songs, rows, strict=True)]
+        return json.dumps(named, indent=1, allow_nan=False)
+    good = [(song, told) for song, told in zip(songs, said, strict=True) if isinstance(told, dict)]
+    songs, said = [song for song, _ in good], [told for _, told in good]
+    if form == "csv":
+        return answer_rows(songs, said).to_csv(index=False, lineterminator="\n").rstrip()
+    pictures = [f"curve: {told['picture']}" for told in said if "picture" in told]
+    table = emotions_table(songs, said).to_string(index=False) if good else ""
+    return "\n".join([table, *pictures])
+
+
+def answer_rows(songs: list[Path], said: list[dict]) -> pd.DataFrame:
+    "Lay predictions out for a program: a column for each number."
+    rows = []
+    for song, told in zip(songs, said, strict=True):
+        row = {"song": str(song)}
+        for key, value in told.items():
+            if key.endswith("_interval"):
+                low, high = value or (None, None)
+                row |= {f"{key[:-9]}_low": low, f"{key[:-9]}_high": high}
+            elif key != "curve":
+                row[key] = value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# %%
+failed, songs = MusemoError("bad.mp3: is silent"), [Path("a.wav"), Path("bad.mp3")]
+rows = json.loads(show_answers(songs, [told, failed], "json"))
+test_eq((rows[0]["valence"], rows[1]), (0.5, {"song": "bad.mp3", "error": "bad.mp3: is silent"}))
+test_eq(show_answers(songs, [told, failed], "csv").count("\n"), 1)
+with tempfile.TemporaryDirectory() as folder:
+    twins = [Path("one/a.wav"), Path("other/a.wav")]
+    said = answer_curves(lambda song: made, twins, [told, told], Path(folder))
+    test_eq(len(list(Path(folder).glob("*.png"))), 2)
+print(show_answers(songs, [told, failed], "table"))
+
+# %% [markdown]
+# ## EmotionModel
+#
+# The hub's own mixin saves, opens and shares it. What it would do too much is left out: it opens
+# no pickle, and weights that do not fit are an error. The configuration carries a number of its
+# format, so that another version says what it is.
+
+# %%
+#| export prediction
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from itertools import count
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from musemo.answers import name_emotion
+from musemo.config import AudioConfig
+from musemo.core import MusemoError, Run, pick_device
+from musemo.dataset import to_pixels
+from musemo.hearing import Heard, batch_windows, cover_song, hear, look_ahead
+from musemo.model_card import gather_facts, write_card
+from musemo.presets import read_config
+from musemo.vit import predict_songs, revive_vit
+
+# %%
+#| export prediction
+FORMAT = 1  # of config.json; another number needs another musemo
+WEIGHTS = "model.safetensors"
+
+
+def check_format(found: int | None) -> None:
+    "Raise MusemoError where a model is of another format than this version opens."
+    if found != FORMAT:
+        told = f"format = {found}: this musemo opens format {FORMAT}"
+        raise MusemoError(f"{told}; use the musemo that saved it, or export the model again")
+
+
+class SharedModel(PyTorchModelHubMixin):
+    "Opens from a folder or the hub; raises MusemoError where that gives no model of this format."
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike, **options):
+        "Open a model from a folder or the hub, on the CPU."
+        try:
+            return super().from_pretrained(str(name), **options)
+        except MusemoError as error:
+            raise MusemoError(f"{name}: {error}") from error
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
+            wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
+            raise MusemoError(f"{name}: {where} ({reason}); {wanted}") from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options):
+        "Build the model that config.json describes around its weights."
+        keys = ["revision", "cache_dir", "force_download", "local_files_only", "token"]
+        where = {key: options.pop(key) for key in keys}
+        path = Path(model_id, WEIGHTS)
+        if not Path(model_id).is_dir():
+            path = hf_hub_download(model_id, WEIGHTS, **where)
+        if not options:
+            raise MusemoError("has no config.json of an EmotionModel")
+        check_format(options.get("format"))
+        model = cls(**options)
+        load_model(model, path, strict=True, device=map_location)
+        return model.eval()
+
+    def generate_model_card(self, **options) -> ModelCard:
+        "Write the card that goes with the weights."
+        tags = ["music", "music-emotion-recognition", "valence-arousal", "audio"]
+        names = {"library_name": "musemo", "license": "other", "license_name": "see-the-card"}
+        head = ModelCardData(tags=tags, **names).to_yaml()
+        return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
+
+
+# %%
+#| export prediction
+class EmotionModel(nn.Module, SharedModel):
+    "A trained network with all that a song needs on its way to it."
+
+    def __init__(
+        self,
+        *,
+        network: dict,  # from describe_vit
+        audio: dict,  # fields of AudioConfig
+        window: int,  # frames
+        image_size: int,  # pixels; 0: the window itself
+        windows_per_song: int,  # the least
+        min_seconds: float,  # of sound
+        batch_size: int = 32,  # windows at once
+        reach: list[float] | None = None,  # (2,) of intervals to each side, [-1, 1]; None: unknown
+        facts: dict | None = None,  # for the card
+        format: int | None = None,  # of this description; None: another musemo's
+    ):
+        super().__init__()
+        check_format(format)
+        try:
+            self.audio, self.network = AudioConfig(**audio), revive_vit(network)
+        except (ValidationError, TypeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise MusemoError(f"is of another version of musemo ({reason}); train again") from error
+        self.window, self.image_size, self.batch_size = window, image_size, batch_size
+        self.windows_per_song, self.min_seconds = windows_per_song, min_seconds
+        self.reach, self.facts = reach, facts
+
+    @classmethod
+    def from_run(cls, run: Run | str | PathLike) -> "EmotionModel":
+        "Take the model of a run, on the CPU; raises MusemoError where there is none yet."
+        run = run if isinstance(run, Run) else Run(Path(run).expanduser())
+        return model_of_run(cls, run)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, 2)
+        "Predict valence and arousal of pictures."
+        return self.network(pixels)
+
+    def hear(self, song: str | PathLike | np.ndarray, sample_rate: int | None = None) -> Heard:
+        "Hear a song as this model does."
+        return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
+
+    def predict(
+        self,
+        song: str | PathLike | np.ndarray,  # a file, or a wave (S,) or (S, channels)
+        sample_rate: int | None = None,  # Hz, of a wave
+    ) -> dict:  # valence, arousal on both scales, intervals, emotion, seconds heard, note
+        "Predict a song's emotion; raises MusemoError where there is too little to hear."
+        (said,) = predict_many(self, [song], sample_rate)
+        if isinstance(said, MusemoError):
+            raise said
+        return said
+
+    def predict_all(
+        self, songs: Iterable, sample_rate: int | None = None
+    ) -> list[dict | MusemoError]:  # in order; what cannot be predicted is its reason
+        "Predict many songs, windows of several in one batch; a bad one does not stop the others."
+        return predict_many(self, songs, sample_rate)
+
+    def curve(
+        self,
+        song: str | PathLike | np.ndarray,
+        sample_rate: int | None = None,
+        *,
+        step: float = 0.5,  # s
+    ) -> pd.DataFrame:  # seconds from the song's start, valence and arousal on [-1, 1]
+        "Predict every half second, from the window around it; at the ends from the nearest one."
+        return follow_song(self, song, sample_rate, step)
+
+    def card(self) -> str:
+        "Say in Markdown what this model is and how good it is."
+        numbers = sum(weight.numel() for weight in self.network.parameters())
+        layers = self.network.backbone.config.num_hidden_layers
+        told = f"A Vision Transformer of {layers} blocks over log-mel spectrograms, {numbers:,} "
+        told += f"weights in all, started from: {self.network.source}."
+        seconds = self.window * self.audio.hop / self.audio.sample_rate
+        return write_card(
+            self.facts, network=told, window=seconds, intervals=self.reach is not None
+        )
+
+
+# %% [markdown]
+# What it does stands beside the class, in functions that fit on a screen: how a run's model is
+# taken out, and how songs are predicted.
+
+
+# %%
+#| export prediction
+def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
+    "Build the model of a run; raises MusemoError where it is not trained or does not fit."
+    tree, history = run.load("config.json"), run.load("vit_history.json")
+    state = run.load("vit.safetensors")
+    try:
+        config = read_config(tree)
+        model = kind(
+            network=history["model"],
+            audio=config.audio.model_dump(mode="json"),
+            window=config.window,
+            image_size=config.dataset.image_size,
+            windows_per_song=config.dataset.windows_per_song,
+            min_seconds=config.data.min_seconds,
+            batch_size=config.dataset.batch_size,
+            facts=gather_facts(run, config),
+            format=FORMAT,
+        )
+        model.network.load_state_dict(state)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise MusemoError(
+            f"{run.folder}: holds no model that this version opens ({reason}); "
+            "train it again with --from 11"
+        ) from error
+    return model.eval()
+
+
+# %%
+#| export prediction
+def answer_windows(
+    model: EmotionModel,
+    songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
+) -> np.ndarray:  # (places, 2) on [-1, 1]
+    "Predict every place from the mean over its windows."
+    network = model.network
+    looks = {"mean": tuple(network.mean), "std": tuple(network.std)}
+    batches = (
+        (to_pixels(windows, model.image_size, **looks), None, places)
+        for windows, places in batch_windows(songs, model.window, model.batch_size)
+    )
+    first = next(batches, None)
+    if first is None:
+        return np.zeros((0, 2))
+    return predict_songs(network, (batch for some in ([first], batches) for batch in some))
+
+
+def predict_many(
+    model: EmotionModel,
+    songs: Iterable,  # files, or waves (S,) or (S, channels)
+    sample_rate: int | None,  # Hz, of waves
+) -> list[dict | MusemoError]:  # in the order of songs
+    "Predict songs; a MusemoError stands where one could not be heard."
+
+    def try_hear(song):
+        try:
+            return model.hear(song, sample_rate)
+        except MusemoError as error:
+            return error
+
+    said, places = [], count()
+
+    def windows():
+        for one in look_ahead(try_hear, songs, workers=os.cpu_count()):
+            if isinstance(one, MusemoError):
+                said.append(one)
+                continue
+            said.append({"seconds": one.seconds, "note": one.note})
+            frames, least = one.log_mel.shape[1], model.windows_per_song
+            starts = cover_song(frames, model.window, least=least)
+            yield one.log_mel, starts, np.full(len(starts), next(places))
+
+    answers = iter(answer_windows(model, windows()))
+    return [
+        told if isinstance(told, MusemoError) else name_emotion(next(answers), model.reach) | told
+        for told in said
+    ]
+
+
+# %%
+#| export prediction
+FEW = 256  # windows of a curve whose answers are made at once
+
+
+def follow_song(
+    model: EmotionModel,
+    song: str | PathLike | np.ndarray,
+    sample_rate: int | None,
+    step: float,  # s
+) -> pd.DataFrame:  # seconds, valence, arousal
+    "Predict a song at every step, each from one window."
+    heard, second = model.hear(song, sample_rate), model.audio.sample_rate / model.audio.hop
+    stop = math.floor((heard.start + heard.seconds) / step) + 1
+    seconds = np.arange(math.ceil(heard.start / step), stop) * step
+    room = max(heard.log_mel.shape[1] - model.window, 0)
+    starts = np.round((seconds - heard.start) * second - model.window / 2).clip(0, room)
+    some = (starts[i : i + FEW] for i in range(0, len(starts), FEW))
+    values = [answer_windows(model, [(heard.log_mel, x, np.arange(len(x)))]) for x in some]
+    values = np.concatenate(values)
+    return pd.DataFrame({"seconds": seconds, "valence": values[:, 0], "arousal": values[:, 1]})
+
+
+# %% [markdown]
+# A network with random weights shows the way there and back: saved and opened, it answers the
+# same to the last bit. Songs in one call answer as they do alone, and one that cannot be heard is
+# a reason among the answers.
+
+# %%
+small = make_config("smoke", {"dataset.batch_size": 5})
+torch.manual_seed(0)
+untrained = build_vit(small)
+torch.nn.init.normal_(untrained.head.weight, std=0.02)
+parts = {"window": small.window, "image_size": 0, "windows_per_song": 2, "min_seconds": 3.0}
+parts |= {"network": describe_vit(untrained), "audio": small.audio.model_dump(), "batch_size": 5}
+model = EmotionModel(**parts, format=FORMAT).eval()
+model.network.load_state_dict(untrained.state_dict())
+songs = [wave, np.zeros(9 * rate), np.tile(wave, 3)]
+said = model.predict_all(songs, rate)
+assert "silent" in str(said[1])
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    test_eq(sorted(os.listdir(folder)), ["README.md", "config.json", "model.safetensors"])
+    again = EmotionModel.from_pretrained(folder)
+test_eq(again.predict(songs[0], rate)["valence"], model.predict(songs[0], rate)["valence"])
+for one, song in ((said[0], songs[0]), (said[2], songs[2])):
+    test_close(one["arousal"], again.predict(song, rate)["arousal"], eps=1e-5)
+test_fail(lambda: EmotionModel(**parts, format=2), contains="this musemo opens format 1")
+pd.DataFrame([said[0]])[["valence", "arousal", "emotion", "seconds", "note"]]
+
+
+# %% [markdown]
+# ## For the command line
+#
+# A name is a run, a folder or a model on the hub, in this order. A model is exported whole or not
+# at all.
+
+
+# %%
+#| export prediction
+def open_model(name: str, *, device: str = "auto") -> EmotionModel:
+    "Open a run's model, a folder that musemo export made, or a model on the hub."
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / WEIGHTS).exists():
+        model = EmotionModel.from_run(folder)
+    else:
+        model = EmotionModel.from_pretrained(folder if folder.exists() else name)
+    return model.to(pick_device(device))
+
+
+def export_model(model: EmotionModel, folder: Path) -> Path:
+    "Save a model with its card into a new folder, whole or not at all."
+    if folder.exists() and any(folder.iterdir()):
+        raise MusemoError(f"{folder}: is there and not empty; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        model.save_pretrained(Path(temporary, "model"))
+        os.replace(Path(temporary, "model"), folder)
+    return folder
+
+
+def push_model(model: EmotionModel, name: str) -> str:  # the address of what was pushed
+    "Share a model on the hub; raises MusemoError where the hub does not take it."
+    try:
+        return str(model.push_to_hub(name))
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MusemoError(f"{name}: the hub does not take it ({reason}); hf auth login") from error
+
+
+# %%
+curve = model.curve(songs[2], rate)
+test_eq(curve["seconds"].diff().dropna().unique(), [0.5])
+test_close((curve["seconds"].min(), curve["seconds"].max()), (2.5, 17.5), eps=0.5)
+with tempfile.TemporaryDirectory() as folder:
+    test_eq(export_model(model, Path(folder) / "mine").name, "mine")
+    test_fail(lambda: export_model(model, Path(folder) / "mine"), contains="not empty")
+    opened = open_model(str(Path(folder) / "mine"), device="cpu")
+test_close(opened.curve(songs[2], rate).to_numpy(), curve.to_numpy(), eps=1e-6)
+
+# %% [markdown]
 # ## On the run
 #
 # The figures of this run on its real test songs. MAE and RMSE are on [-1, 1]; the mean
@@ -1490,6 +2412,7 @@ from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
+from musemo.data import decode, list_songs
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
@@ -1564,6 +2487,23 @@ print(
     f"Right quadrant: {np.trace(counts)} of {len(rated)} songs; "
     f"always naming the commonest one: {most}."
 )
+
+# %% [markdown]
+# A test song through the model as anybody would use it: where along the song it hears what. A
+# value is told by a window of some seconds, so the curve turns slowly.
+
+# %%
+listed, _, files = list_songs(config)
+chosen = test_songs["song_id"].iloc[np.argsort(predicted[:, 1])[len(predicted) // 2]]
+path = files[listed.index[listed["song_id"] == chosen][0]]
+asked = EmotionModel.from_run(run)
+said, curve = asked.predict(path), asked.curve(path)
+figure, axes = subplots(size=(9, 2.8))
+plot_curve(axes, curve, title=f"song {chosen}: nearest emotion {said['emotion']}")
+wave = decode(path, config.audio)[: int(config.inversion.page_seconds * config.audio.sample_rate)]
+told = f"its beginning: valence {said['valence']:+.2f}, arousal {said['arousal']:+.2f}"
+display(emotions_table([path], [said]))
+display(player(wave, config.audio.sample_rate, label=f"song {chosen}, {told}"))
 
 # %% [markdown]
 # One split says little. `musemo evaluate` on this run repeats it over folds and seeds, with and
