@@ -803,7 +803,8 @@ def predict_songs(
 
 # %%
 six = torch.randn(6, 3, 32, 32)
-again.head.bias.data.zero_()  # answers that no clipping touches
+again.head.bias.data.zero_()
+again.head.weight.data.div_(10)  # answers that no clipping touches
 batches = [(six[:4], None, torch.tensor([0, 0, 1, 1])), (six[4:], None, torch.tensor([2, 2]))]
 by_hand = again(six).detach().view(3, 2, 2).mean(dim=1).numpy()
 test_close(predict_songs(again, batches), by_hand, eps=1e-5)
