@@ -226,7 +226,7 @@ def open_accelerator(config: Config) -> Accelerator:
     except ValueError as error:
         raise MusemoError(
             f"precision = {config.precision!r} on {device}: {str(error).splitlines()[0]} "
-            "Set precision=auto; after a training in another precision, start a new process"
+            "precision=float32 works everywhere; another than before needs a new process"
         ) from error
 
 
