@@ -290,13 +290,10 @@ def main() -> None:
     "Run a command; what the user can mend is one line and exit code 2."
     try:
         app()
+        return
     except MusemoError as error:
-        sys.exit(_refuse(str(error)))
+        reason = str(error)
     except OSError as error:
-        sys.exit(_refuse(f"{error.filename or 'the system'}: {error.strerror or error}"))
-
-
-def _refuse(reason: str) -> int:
-    "Say in one line what the user can mend; return the exit code."
+        reason = f"{error.filename or 'the system'}: {error.strerror or error}"
     typer.echo(f"musemo: {reason}", err=True)
-    return 2
+    sys.exit(2)

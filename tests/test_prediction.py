@@ -19,7 +19,7 @@ from musemo.core import MusemoError, Run
 from musemo.data import decode
 from musemo.evaluation import evaluate_vit, predict_parts
 from musemo.hearing import cover_song, hear
-from musemo.prediction import EmotionModel, answer_windows, export_model, open_model
+from musemo.prediction import EmotionModel, answer_batches, export_model, open_model
 from musemo.presets import config_record, make_config
 from musemo.readout import Trees
 from musemo.spectrum import log_mel_of
@@ -82,7 +82,7 @@ def test_a_test_song_gets_the_answer_that_is_judged(finished, model):
     config = make_config("smoke", SMALL | {"dataset.windows_per_song": len(starts)})
     judged = predict_parts(finished, config).query("split == 'test'")
     expected = judged[["valence_predicted", "arousal_predicted"]].to_numpy()
-    np.testing.assert_allclose(answer_windows(model, windows), expected, atol=1e-5)
+    np.testing.assert_allclose(answer_batches(model, windows), expected, atol=1e-5)
 
 
 def test_hearing_is_the_training_songs_way(model, tmp_path):

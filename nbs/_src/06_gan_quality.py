@@ -816,7 +816,7 @@ test_eq(ratio_to_real(rows | {"gan": {"x": 3.0, "y": 1.0}})["gan"], {"x": 1.5, "
 
 # %%
 #| export obedience
-AXES = ("valence", "arousal")
+READ_AXES = ("valence", "arousal")
 SONGS_TO_CORRELATE = 8  # fewer held-out songs tell nothing of a correlation
 LEAST_ALLOWED = 0.2  # correlation; an axis that real songs do not reach is not asked for
 
@@ -838,7 +838,7 @@ def fit_reader(
 def correlations(read: np.ndarray, asked: np.ndarray) -> dict:
     "Correlate what was read with what was asked; None where either does not vary."
     out = {}
-    for i, name in enumerate(AXES):
+    for i, name in enumerate(READ_AXES):
         still = min(np.std(read[:, i]), np.std(asked[:, i])) < 1e-9
         out[name] = None if still else float(np.corrcoef(read[:, i], asked[:, i])[0, 1])
     return out
@@ -868,7 +868,7 @@ def correlation_interval(
     found[spread < 1e-18] = 0  # a draw of one condition correlates with nothing
     still = [value is None for value in correlations(read, asked).values()]
     ends = np.quantile(found, shares, axis=0).T.tolist()
-    return {axis: None if no else end for axis, no, end in zip(AXES, still, ends, strict=True)}
+    return {axis: None if no else end for axis, no, end in zip(READ_AXES, still, ends, strict=True)}
 
 
 # %%
@@ -1043,7 +1043,7 @@ class Described:
         return replace(self, songs=np.arange(len(self.songs)))
 
 
-def describe_windows(
+def describe_set(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     embed: Callable,  # (n, M, T) -> (n, D)
     *,
@@ -1173,7 +1173,7 @@ def find_floor(
 # %%
 #| export judge
 def fit_scales(
-    known: Described,  # training windows as describe_windows gives them
+    known: Described,  # training windows as describe_set gives them
 ) -> Callable:  # Described -> Described
     "Learn of training songs what the scales are, and how emotion is read."
     scale, scale_texture = whiten(known.features), whiten(known.texture)
@@ -1236,7 +1236,7 @@ def make_judge(
 
     def look(windows, songs=None, asked=None):
         rng, windows = rng_for(seed, "patches"), check_windows(windows, like=like)
-        return describe_windows(windows, embed, rng=rng, songs=songs, asked=asked)
+        return describe_set(windows, embed, rng=rng, songs=songs, asked=asked)
 
     known, some = look(*train, labels[0]), train[0][: len(like)]
     finish = fit_scales(known)

@@ -2248,7 +2248,7 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
 
 # %%
 #| export prediction
-def answer_windows(
+def answer_batches(
     model: EmotionModel,
     songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
 ) -> np.ndarray:  # (places, 2) on [-1, 1]
@@ -2290,7 +2290,7 @@ def predict_many(
             starts = cover_song(frames, model.window, least=least)
             yield one.log_mel, starts, np.full(len(starts), next(places))
 
-    answers = iter(answer_windows(model, windows()))
+    answers = iter(answer_batches(model, windows()))
     return [
         told if isinstance(told, MusemoError) else name_emotion(next(answers), model.reach) | told
         for told in said
@@ -2315,7 +2315,7 @@ def follow_song(
     room = max(heard.log_mel.shape[1] - model.window, 0)
     starts = np.round((seconds - heard.start) * second - model.window / 2).clip(0, room)
     some = (starts[i : i + FEW] for i in range(0, len(starts), FEW))
-    values = [answer_windows(model, [(heard.log_mel, x, np.arange(len(x)))]) for x in some]
+    values = [answer_batches(model, [(heard.log_mel, x, np.arange(len(x)))]) for x in some]
     values = np.concatenate(values)
     return pd.DataFrame({"seconds": seconds, "valence": values[:, 0], "arousal": values[:, 1]})
 
