@@ -120,7 +120,7 @@ def score_predictions(
             record[axis][f"rmse_below_{rival}_interval"] = interval_95(gain, len(test))
     return record
 
-# %% ../nbs/12_evaluation.ipynb #45061028
+# %% ../nbs/12_evaluation.ipynb #6b746b31
 _WIDTHS = ("", "_unscaled")  # suffixes of columns
 
 
@@ -128,7 +128,7 @@ def add_intervals(
     run: Run,
     config: Config,
     predictions: pd.DataFrame,  # from predict_parts
-) -> tuple[pd.DataFrame, Intervals]:  # with low and high ends, scaled and not, of the test songs
+) -> tuple[pd.DataFrame, Intervals, Intervals]:  # low and high ends of test songs; scaled, plain
     "Calibrate intervals on the validation songs and put them around the test songs' answers."
     parts, judge = read_datasets(run, config), config.judgement
     told = {name: song_statistics(data.log_mel, data.frames) for name, data in parts.items()}
@@ -147,12 +147,12 @@ def add_intervals(
         for end, values in zip(("low", "high"), some.around(answers, told["test"]), strict=True):
             columns = [f"valence_{end}{suffix}", f"arousal_{end}{suffix}"]
             table.loc[test, columns] = values.round(6)
-    return table, intervals
+    return table, intervals, plain
 
-# %% ../nbs/12_evaluation.ipynb #594e6842
+# %% ../nbs/12_evaluation.ipynb #9b18bbc7
 def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metrics, predictions
     "Judge this run's ViT on its real test songs and leave metrics, predictions and intervals."
-    predictions, intervals = add_intervals(run, config, predict_parts(run, config))
+    predictions, intervals, plain = add_intervals(run, config, predict_parts(run, config))
     test = predictions[predictions["split"] == "test"]
     rng = rng_for(config.seed, "evaluation")
     record = score_predictions(test, draws=config.quality.bootstrap, rng=rng)
@@ -175,7 +175,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
         "power": "of the raters' spread; 0: all intervals are alike",
     }
     run.save("metrics.json", record)
-    run.save("intervals.json", intervals_record(intervals))
+    run.save("intervals.json", intervals_record(intervals, plain))
     columns = ["valence", "arousal", "valence_predicted", "arousal_predicted"]
     columns += [f"{axis}_{end}" for axis in ("valence", "arousal") for end in ("low", "high")]
     run.save("predictions.csv", predictions[["song_id", "split", *columns]])

@@ -110,14 +110,18 @@ def held(
     "Say which intervals hold what people said; ends count as inside."
     return (low <= rated) & (rated <= high)
 
-# %% ../nbs/12_evaluation.ipynb #d6fb3e67
-def intervals_record(intervals: Intervals) -> dict:  # for a .json file
-    "Write intervals as plain numbers; a multiple that is infinite becomes null."
+# %% ../nbs/12_evaluation.ipynb #82ce8a93
+def intervals_record(intervals: Intervals, plain: Intervals) -> dict:  # for a .json file
+    "Write intervals as plain numbers, and the reach of plain ones; what is infinite becomes null."
     record = {name: np.asarray(value).tolist() for name, value in vars(intervals).items()}
-    record["multiple"] = [x if np.isfinite(x) else None for x in record["multiple"]]
+    record["reach"] = plain.multiple.tolist()
+    for name in ("multiple", "reach"):
+        record[name] = [x if np.isfinite(x) else None for x in record[name]]
     ends = "[-1, 1]; valence, arousal"
     record["units"] = {"weight, bias": "statistics -> raters' spread", "least, most": ends}
-    return record | {"units": record["units"] | {"multiple": "x spread ** power; null: no end"}}
+    record["units"] |= {"multiple": "x spread ** power; null: no end"}
+    record["units"] |= {"reach": "to each side, one for all songs, [-1, 1]; null: no end"}
+    return record
 
 
 def read_intervals(record: dict) -> Intervals:

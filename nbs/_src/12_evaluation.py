@@ -572,13 +572,17 @@ test_eq(blind.power, [0, 0])
 
 # %%
 #| export intervals
-def intervals_record(intervals: Intervals) -> dict:  # for a .json file
-    "Write intervals as plain numbers; a multiple that is infinite becomes null."
+def intervals_record(intervals: Intervals, plain: Intervals) -> dict:  # for a .json file
+    "Write intervals as plain numbers, and the reach of plain ones; what is infinite becomes null."
     record = {name: np.asarray(value).tolist() for name, value in vars(intervals).items()}
-    record["multiple"] = [x if np.isfinite(x) else None for x in record["multiple"]]
+    record["reach"] = plain.multiple.tolist()
+    for name in ("multiple", "reach"):
+        record[name] = [x if np.isfinite(x) else None for x in record[name]]
     ends = "[-1, 1]; valence, arousal"
     record["units"] = {"weight, bias": "statistics -> raters' spread", "least, most": ends}
-    return record | {"units": record["units"] | {"multiple": "x spread ** power; null: no end"}}
+    record["units"] |= {"multiple": "x spread ** power; null: no end"}
+    record["units"] |= {"reach": "to each side, one for all songs, [-1, 1]; null: no end"}
+    return record
 
 
 def read_intervals(record: dict) -> Intervals:
@@ -590,7 +594,7 @@ def read_intervals(record: dict) -> Intervals:
 
 # %%
 for one in (some, learnt):
-    again = read_intervals(json.loads(json.dumps(intervals_record(one))))
+    again = read_intervals(json.loads(json.dumps(intervals_record(one, one))))
     test_eq(list(vars(again).values()), list(vars(one).values()))
 
 
@@ -825,7 +829,7 @@ def add_intervals(
     run: Run,
     config: Config,
     predictions: pd.DataFrame,  # from predict_parts
-) -> tuple[pd.DataFrame, Intervals]:  # with low and high ends, scaled and not, of the test songs
+) -> tuple[pd.DataFrame, Intervals, Intervals]:  # low and high ends of test songs; scaled, plain
     "Calibrate intervals on the validation songs and put them around the test songs' answers."
     parts, judge = read_datasets(run, config), config.judgement
     told = {name: song_statistics(data.log_mel, data.frames) for name, data in parts.items()}
@@ -844,14 +848,14 @@ def add_intervals(
         for end, values in zip(("low", "high"), some.around(answers, told["test"]), strict=True):
             columns = [f"valence_{end}{suffix}", f"arousal_{end}{suffix}"]
             table.loc[test, columns] = values.round(6)
-    return table, intervals
+    return table, intervals, plain
 
 
 # %%
 #| export
 def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metrics, predictions
     "Judge this run's ViT on its real test songs and leave metrics, predictions and intervals."
-    predictions, intervals = add_intervals(run, config, predict_parts(run, config))
+    predictions, intervals, plain = add_intervals(run, config, predict_parts(run, config))
     test = predictions[predictions["split"] == "test"]
     rng = rng_for(config.seed, "evaluation")
     record = score_predictions(test, draws=config.quality.bootstrap, rng=rng)
@@ -874,7 +878,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
         "power": "of the raters' spread; 0: all intervals are alike",
     }
     run.save("metrics.json", record)
-    run.save("intervals.json", intervals_record(intervals))
+    run.save("intervals.json", intervals_record(intervals, plain))
     columns = ["valence", "arousal", "valence_predicted", "arousal_predicted"]
     columns += [f"{axis}_{end}" for axis in ("valence", "arousal") for end in ("low", "high")]
     run.save("predictions.csv", predictions[["song_id", "split", *columns]])
@@ -2219,6 +2223,12 @@ class EmotionModel(nn.Module, SharedModel):
 
 # %%
 #| export prediction
+def read_reach(run: Run) -> list[float] | None:  # (2,) of intervals to each side, [-1, 1]
+    "Read how far a run's intervals reach; None where it has none, or too few songs for them."
+    found = run.load("intervals.json")["reach"] if run.has("intervals.json") else [None]
+    return None if None in found else found
+
+
 def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
     "Build the model of a run; raises MusemoError where it is not trained or does not fit."
     tree, history = run.load("config.json"), run.load("vit_history.json")
@@ -2233,6 +2243,7 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             windows_per_song=config.dataset.windows_per_song,
             min_seconds=config.data.min_seconds,
             batch_size=config.dataset.batch_size,
+            reach=read_reach(run),
             facts=gather_facts(run, config),
             format=FORMAT,
         )
