@@ -22,7 +22,7 @@ from .config import AudioConfig
 from .core import MusemoError, cut_windows
 from .spectrum import sounding_part, stream_log_mel
 
-# %% ../nbs/12_evaluation.ipynb #33aecc6b
+# %% ../nbs/12_evaluation.ipynb #78017dce
 BLOCK = 2**16  # values that are read at once
 
 
@@ -33,7 +33,10 @@ def open_sound(path: str | PathLike) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
+        reason = getattr(error, "error_string", str(error))
+        if "not a regular file" in reason:  # said of a text that is named .mp3
+            reason = "no format that libsndfile knows"
+        raise MusemoError(f"{path}: cannot be read as sound ({reason})") from error
 
 
 def read_blocks(

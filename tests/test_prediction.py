@@ -130,7 +130,7 @@ def test_what_cannot_be_heard_says_why(model, tmp_path):
     with pytest.raises(MusemoError, match="nowhere.wav: there is no such file"):
         model.predict(tmp_path / "nowhere.wav")
     (tmp_path / "song.mp3").write_text("no sound at all\n" * 500)
-    with pytest.raises(MusemoError, match="song.mp3"):
+    with pytest.raises(MusemoError, match="song.mp3: cannot be read as sound"):
         model.predict(tmp_path / "song.mp3")
 
 
