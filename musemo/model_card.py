@@ -103,7 +103,7 @@ The code is Apache-2.0. The weights were learnt from songs and ratings that have
 own; who passes the weights on keeps to those.
 """
 
-# %% ../nbs/12_evaluation.ipynb #a8cef8ab
+# %% ../nbs/12_evaluation.ipynb #879097de
 LIMITS = """- It knows music like that of its training songs; on other music its error is not known.
 - A prediction is the mean of what people would say. Single listeners differ from it, and from each
   other, by more than the errors above.
@@ -129,7 +129,8 @@ def write_card(
         told = (
             "{data}: {0} songs to train, {1} to validate, {2} to test, at most {clip_seconds:g} s"
         )
-        told += " of each, and {synthetic} generated ones in training. Preset {preset}, recipe {recipe}, seed {seed}. {about}"
+        told += " of each, and {synthetic} generated ones in training. Preset {preset}, "
+        told += "recipe {recipe}, seed {seed}. {about}"
         data = told.format(train, val, test, **facts).strip()
         if facts["folds"]:
             figures = [facts["folds"]["words"], "", *score_lines(facts["folds"]["scores"])]

@@ -1790,7 +1790,8 @@ def write_card(
         told = (
             "{data}: {0} songs to train, {1} to validate, {2} to test, at most {clip_seconds:g} s"
         )
-        told += " of each, and {synthetic} generated ones in training. Preset {preset}, recipe {recipe}, seed {seed}. {about}"
+        told += " of each, and {synthetic} generated ones in training. Preset {preset}, "
+        told += "recipe {recipe}, seed {seed}. {about}"
         data = told.format(train, val, test, **facts).strip()
         if facts["folds"]:
             figures = [facts["folds"]["words"], "", *score_lines(facts["folds"]["scores"])]
