@@ -1,5 +1,6 @@
 """Repeated folds: each fold is a run of its own, judged on songs that nothing in it has seen."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -42,6 +43,13 @@ def fold_config(config: Config, seed: int, fold: int) -> Config:
     return read_config(tree)
 
 
+def fold_folder(run: Run, config: Config, seed: int, fold: int, folds: int) -> Path:
+    "Say where a fold lies: other songs or settings have other folders, so nothing stale is read."
+    about = config.model_dump_json() + run.path("songs.csv").read_text()
+    key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
+    return run.path(f"folds/{key}/{folds}-seed{seed}-fold{fold}")
+
+
 def make_run(folder: Path, songs: pd.DataFrame, log_mel: Path) -> Run:
     "Lay out a run of other parts on the same spectrograms, which are linked and not copied."
     run = Run(folder)
@@ -66,7 +74,7 @@ def make_fold(run: Run, config: Config, seed: int, fold: int, folds: int) -> Run
     parts[dealt == fold] = "test"
     songs["split"] = ""
     songs.loc[usable, "split"] = parts
-    folder = run.path(f"folds/{folds}-seed{seed}-fold{fold}")
+    folder = fold_folder(run, config, seed, fold, folds)
     return make_run(folder, songs, run.path("logmel.npy"))
 
 
@@ -122,19 +130,22 @@ def answer_baselines(fold: Run, config: Config) -> None:
 def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, threads: int):
     "Make one arm's answers on one fold, where they are not there yet."
     torch.set_num_threads(threads)
-    seed, fold, _ = place
-    config, fold = fold_config(config, seed, fold), make_fold(run, config, *place)
+    fold = make_fold(run, config, *place)
+    config = fold_config(config, *place[:2])
     if not fold.has("both.csv"):
         answer_baselines(fold, config)
     if not fold.has(f"{arm}.csv"):
         answer_fold(fold, config, arm)
 
 
-def read_answers(run: Run, arm: str, songs: pd.DataFrame, folds: int, seeds: int) -> list:
-    "Read an arm's answers of each seed, in the order of the songs: (N, 2) each."
+def read_answers(
+    run: Run, config: Config, arm: str, songs: pd.DataFrame, folds: int, seeds: int
+) -> list[np.ndarray]:  # (N, 2) of each seed, in the order of the songs
+    "Read an arm's answers."
     answers = []
     for seed in range(seeds):
-        tables = [run.load(f"folds/{folds}-seed{seed}-fold{f}/{arm}.csv") for f in range(folds)]
+        places = [Run(fold_folder(run, config, seed, f, folds)) for f in range(folds)]
+        tables = [place.load(f"{arm}.csv") for place in places]
         whole = pd.concat(tables).set_index("song_id")
         answers.append(whole.loc[songs["song_id"], LABELS].to_numpy())
     return answers
@@ -146,7 +157,7 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
     songs = songs[songs["status"] == "ok"].reset_index(drop=True)
     rated, spread = songs[LABELS].to_numpy(), songs[[f"{x}_std" for x in LABELS]].to_numpy()
     names = [*RIVALS, *arms]
-    answers = {name: read_answers(run, name, songs, folds, seeds) for name in names}
+    answers = {name: read_answers(run, config, name, songs, folds, seeds) for name in names}
     options = {"draws": DRAWS, "rng": rng_for(config.seed, "verdict")}
     scores = score_folds(rated, answers, **options).reset_index()
     pairs = [("model", rival) for rival in RIVALS]

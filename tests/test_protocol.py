@@ -105,9 +105,11 @@ def test_folds_are_judged_kept_and_summed_up(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "train_model", again)
     evaluate_folds(run, config, arms=arms, **options)
     assert run.path("folds.json").read_text() == text
-    run.path("folds/2-seed0-fold1/model.csv").unlink()
+    make_fold(run, config, 0, 1, 2).path("model.csv").unlink()
     with pytest.raises(AssertionError, match="trained again"):
         evaluate_folds(run, config, arms=arms, **options)
+    with pytest.raises(AssertionError, match="trained again"):  # other settings, other answers
+        evaluate_folds(run, config_of(small__trees=11), arms=arms[:1], **options)
 
 
 def test_a_verdict_needs_an_interval_off_zero():
