@@ -24,8 +24,10 @@ from musemo.verdict import (
     compare_arms,
     deal_folds,
     folds_tables,
+    leakage_table,
     noise_ceiling,
     score_folds,
+    score_leakage,
 )
 from musemo.vit import predict_songs
 from musemo.vit_training import train_model
@@ -98,10 +100,16 @@ def read_fold(fold: Run, config: Config, arm: str) -> dict[str, WindowDataset]:
     options = {"seed": seed_for(config.seed, "dataset")}
     if arm != "model":
         source = make_generated(fold, config, leaky=arm == "leaky")
-        options["synthetic"], options["synthetic_labels"] = load_synthetic(source, config.window)
+        made, labels = load_synthetic(source, config.window)
+        kept = round(config.judgement.judged_generated * len(made))
+        options["synthetic"], options["synthetic_labels"] = made[kept:], labels[kept:]
+        judged = pd.DataFrame(labels[:kept], columns=LABELS).assign(frames=config.window)
     if arm == "generated":
         songs, log_mel = songs[:0], log_mel[:0]
     data = {"train": WindowDataset(songs, log_mel, config, **options)}
+    if arm == "augmented" and kept:
+        judged["song_id"] = -1
+        data["mixed"] = WindowDataset(judged, made[:kept], config)
     if config.training.recipe == "spec" or config.small.thaw:
         data["val"] = WindowDataset(*load_part(fold, "val"), config)
     return data | {"test": WindowDataset(*load_part(fold, "test"), config)}
@@ -111,9 +119,13 @@ def answer_fold(fold: Run, config: Config, arm: str) -> None:
     "Train an arm on a fold and write its answers for the judged songs, ARM.csv."
     data = read_fold(fold, config, arm)
     model, _ = train_model(data, config, seed=config.seed, folder=fold.folder)
-    answers = predict_songs(model, make_loader(data["test"], config)).astype(float).round(6)
-    table = pd.DataFrame(answers, columns=LABELS)
-    fold.save(f"{arm}.csv", table.assign(song_id=data["test"].songs["song_id"]))
+    for name, part in (("mixed", "mixed"), (arm, "test")):  # the arm's own file is the last
+        if part in data:
+            answers = predict_songs(model, make_loader(data[part], config)).astype(float).round(6)
+            table = pd.DataFrame(answers, columns=LABELS)
+            asked = pd.DataFrame(data[part].labels, columns=[f"{x}_asked" for x in LABELS])
+            table = pd.concat([table, asked.astype(float)], axis=1)
+            fold.save(f"{name}.csv", table.assign(song_id=data[part].songs["song_id"]))
 
 
 def answer_baselines(fold: Run, config: Config) -> None:
@@ -151,6 +163,27 @@ def read_answers(
     return answers
 
 
+def read_leakage(run: Run, config: Config, places: tuple[int, int], answers: dict) -> list[dict]:
+    "Score what leaks; answers: who answers -> (N, 2) of each seed, and `rated`."
+    if "augmented" not in answers:
+        return []
+    (folds, seeds), rated, others = places, answers["rated"], {}
+    honest, mixed = [(rated, x) for x in answers["augmented"]], []
+    for seed in range(seeds):
+        found = [Run(fold_folder(run, config, seed, fold, folds)) for fold in range(folds)]
+        tables = [fold.load("mixed.csv") for fold in found if fold.has("mixed.csv")]
+        if not tables:
+            break
+        table = pd.concat(tables)
+        asked, told = table[[f"{x}_asked" for x in LABELS]], table[LABELS]
+        pairs = (rated, asked.to_numpy()), (honest[seed][1], told.to_numpy())
+        mixed.append(tuple(map(np.concatenate, pairs)))
+    others |= {"mixed": mixed} if mixed else {}
+    if "leaky" in answers:
+        others["leaky"] = [(rated, x) for x in answers["leaky"]]
+    return score_leakage(honest, others)
+
+
 def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str]) -> dict:
     "Score the arms that are there, compare them pairwise, and write folds.json."
     songs = run.load("songs.csv")
@@ -175,6 +208,7 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
             | compare_arms(rated, answers[one], answers[other], **options)
             for one, other in pairs
         ],
+        "leakage": read_leakage(run, config, (folds, seeds), answers | {"rated": rated}),
         "ceiling": noise_ceiling(rated, spread, config.data.raters),
         "units": {
             "mae, rmse": "on [-1, 1]; times 4 on 1-9",
@@ -223,4 +257,5 @@ def evaluate_folds(
 def show_folds(record: dict) -> str:
     "Lay out folds.json for a terminal: figures, gains and the verdict."
     figures, gains, words = folds_tables(record)
-    return "\n\n".join([figures.to_string(), gains.to_string(index=False), words])
+    parts = [figures.to_string(), gains.to_string(index=False), words]
+    return "\n\n".join(parts + [leakage_table(record).to_string()] * bool(record["leakage"]))

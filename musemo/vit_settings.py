@@ -126,7 +126,7 @@ class TrainingConfig(Section):
             raise ValueError("valence_weight + arousal_weight must be 1")
         return self
 
-# %% ../nbs/02_config.ipynb #04216099
+# %% ../nbs/02_config.ipynb #6c6507ca
 class JudgementConfig(Section):
     "How sure a prediction is, and what it rests on."
 
@@ -134,6 +134,9 @@ class JudgementConfig(Section):
     spread_folds: int = setting(5, "folds", "of the training songs, to learn what widens it", ge=2)
     spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
         (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
+    )
+    judged_generated: Fraction = setting(
+        0.2, "share", "of a fold's generated songs, kept from training to show how they flatter"
     )
     worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
     explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)

@@ -98,6 +98,11 @@ def test_folds_are_judged_kept_and_summed_up(tmp_path, monkeypatch):
     figures, gains, words = folds_tables(record)
     assert len(figures) == len(record["scores"]) and len(gains) == len(pairs)
     assert "20 songs, 2 folds x 2 seeds" in words and "Adding songs of the flow" in words
+    leakage = {row["protocol"]: row for row in record["leakage"]}
+    assert list(leakage) == ["honest", "mixed", "leaky"]
+    honest = next(x for x in record["scores"] if (x["axis"], x["who"]) == ("arousal", "augmented"))
+    assert leakage["honest"]["arousal r2"] == pytest.approx(honest["r2"])
+    assert leakage["mixed"]["songs"] == 20 + 2 * 1 > leakage["leaky"]["songs"] == 20
 
     def again(*_, **__):
         raise AssertionError("trained again")

@@ -491,6 +491,9 @@ class JudgementConfig(Section):
     spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
         (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
     )
+    judged_generated: Fraction = setting(
+        0.2, "share", "of a fold's generated songs, kept from training to show how they flatter"
+    )
     worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
     explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)
     masked_shares: tuple[Fraction, ...] = setting(

@@ -340,6 +340,59 @@ figures
 
 
 # %% [markdown]
+# Some protocols flatter. If generated songs are among those that judge, the model is asked for what
+# the generator was asked, not for what people hear; if the generator saw the judged songs, it may
+# hand them on. The table says by how much, on the same models.
+
+
+# %%
+#| export verdict
+def score_leakage(
+    honest: list[tuple[np.ndarray, np.ndarray]],  # of each seed: rated and predicted, (N, 2) each
+    others: dict[str, list[tuple[np.ndarray, np.ndarray]]],  # protocol -> the same
+) -> list[dict]:  # a row for each protocol, the honest one first
+    "Score protocols, each by its own songs: mean over seeds, and what it adds to the honest one."
+    rows = []
+    for name, seeds in {"honest": honest, **others}.items():
+        scores = [score_columns(rated, predicted) for rated, predicted in seeds]
+        row = {"protocol": name, "songs": int(np.mean([len(rated) for rated, _ in seeds]))}
+        for metric in ("r2", "ccc"):
+            for axis, value in zip(AXES, np.mean([x[metric] for x in scores], axis=0), strict=True):
+                row[f"{axis} {metric}"] = float(value)
+        rows.append(row)
+    return rows
+
+
+PROTOCOLS = {
+    "honest": "real songs judge; the generator never saw them",
+    "mixed": "generated songs among those that judge",
+    "leaky": "the generator saw the songs that judge",
+}
+
+
+def leakage_table(record: dict) -> pd.DataFrame:  # a row a protocol
+    "Lay out by how much leaking protocols flatter."
+    table = pd.DataFrame(record["leakage"])
+    table["protocol"] = table["protocol"].map(PROTOCOLS)
+    table = table.set_index("protocol")
+    for axis in AXES:
+        for metric in ("r2", "ccc"):
+            values = table[f"{axis} {metric}"]
+            added = (values - values.iloc[0]).map(lambda x: f" ({x:+.2f})")
+            table[f"{axis} {metric}"] = values.map(lambda x: f"{x:.2f}") + added
+    return table.rename(columns=lambda name: name.replace("r2", "R2").replace("ccc", "CCC"))
+
+
+# %%
+easy = np.repeat([[0.8, 0.8], [-0.8, -0.8]], 150, axis=0)  # what a generator was asked for
+both = np.concatenate([rated, easy])
+mixed = [(both, np.concatenate([answers, easy])) for answers in worse]
+rows = score_leakage([(rated, answers) for answers in worse], {"mixed": mixed})
+assert rows[1]["arousal r2"] > rows[0]["arousal r2"] + 0.1
+leakage_table({"leakage": rows})
+
+
+# %% [markdown]
 # Nobody can agree with a rating better than its raters do. With n raters whose answers spread by
 # s, a song's mean rating is off by s / sqrt(n); the share of variance that is not such noise is
 # the ceiling of R2, and its root that of r.
@@ -2435,7 +2488,7 @@ from musemo.data import decode, list_songs
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
-from musemo.verdict import folds_tables
+from musemo.verdict import folds_tables, leakage_table
 
 run, config = open_run(run_folder, before=12)
 
@@ -2530,9 +2583,12 @@ display(player(wave, config.audio.sample_rate, label=f"song {chosen}, {told}"))
 
 # %%
 if run.has("folds.json"):
-    figures, gains, words = folds_tables(run.load("folds.json"))
+    found = run.load("folds.json")
+    figures, gains, words = folds_tables(found)
     display(figures, gains)
     print(words)
+    if found["leakage"]:
+        display(leakage_table(found))
 else:
     print(f"Not measured yet: musemo evaluate --out {run.folder.name} ... (see --help)")
 
