@@ -222,7 +222,8 @@ _MATTERS_FROM = {
     "dataset": 7,
     "augmentation": 9,
     "vit": 9,
-    "training": 9,
+    "training.recipe": 9,
+    "training": 11,
     "small": 11,
     "judgement": 12,
 }

@@ -176,8 +176,8 @@ def test_no_name_is_left_undefined():
     assert result.returncode == 0, result.stdout
 
 
-def test_top_level_names_are_unique():
-    "The Kaggle kernel has all modules in one namespace."
+def top_level_names() -> Counter:
+    "Count the names that the modules define."
     names = Counter()
     for module in MAY_IMPORT:
         for node in ast.parse((ROOT / f"musemo/{module}.py").read_text()).body:
@@ -186,7 +186,24 @@ def test_top_level_names_are_unique():
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 names.update(t.id for t in targets if isinstance(t, ast.Name))
-    assert [name for name, n in names.items() if n > 1 and name != "__all__"] == []
+    return names
+
+
+def test_top_level_names_are_unique():
+    "The Kaggle kernel has all modules in one namespace."
+    assert [x for x, n in top_level_names().items() if n > 1 and x != "__all__"] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+def test_stages_hide_no_exported_name(path):
+    "In the kernel, a section's own variables must not take the name of another's function."
+    cells, on_run, own = nbformat.read(path, as_version=4).cells, False, set()
+    for cell in cells:
+        on_run = on_run or "parameters" in cell.metadata.get("tags", [])
+        if on_run and cell.cell_type == "code":
+            nodes = [x for x in ast.walk(ast.parse(cell.source)) if isinstance(x, ast.Name)]
+            own |= {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    assert own & set(top_level_names()) == set()
 
 
 def test_modules_import_alone():

@@ -438,8 +438,8 @@ conditions_figure = plot_conditions(training_labels, synthetic, bandwidth=bandwi
 # how far raters were apart.
 
 # %%
-training_songs, _ = load_part(run, "train")
-compared = {"real, training": training_songs, "asked": synthetic[synthetic["emotion"].isna()]}
+learnt, _ = load_part(run, "train")
+compared = {"real, training": learnt, "asked": synthetic[synthetic["emotion"].isna()]}
 pd.DataFrame(
     {
         name: {
@@ -462,9 +462,9 @@ pd.DataFrame(
 
 # %%
 drawn_pieces = run.load("synthetic.npy")[: config.synthesis.songs]
-longer, real_log_mel = training_songs["frames"] >= config.window, load_part(run, "train")[1]
+longer, real_log_mel = learnt["frames"] >= config.window, load_part(run, "train")[1]
 real_pieces = real_log_mel[longer.to_numpy()]
-real_pieces, _ = cut_windows(real_pieces, training_songs["frames"][longer], config.window)
+real_pieces, _ = cut_windows(real_pieces, learnt["frames"][longer], config.window)
 pieces = {synthetic["generator"][0]: drawn_pieces, "real, training": real_pieces}
 seams = seam_table({name: x for name, x in pieces.items() if len(x)}, config)
 if seams is None:

@@ -573,10 +573,11 @@ for panel, picture, label, place in zip(axes.flat, pixels, labels, places, stric
     panel.set_title(f"{kind}: V {label[0]:+.2f}, A {label[1]:+.2f}", fontsize=8)
     panel.set(xticks=[], yticks=[], xlabel="time (px)", ylabel="frequency (px)")
 high, wide = pixels.shape[2:]
-train = loaders["train"].dataset
+learnt = loaders["train"].dataset
 run.headline(
     "09_dataset",
-    f"{train.real} real + {len(train) - train.real} synthetic windows an epoch, {high} x {wide} px",
+    f"{learnt.real} real + {len(learnt) - learnt.real} synthetic windows an epoch, "
+    f"{high} x {wide} px",
     figure,
 )
 
@@ -619,8 +620,8 @@ for panel in axes[:, 0]:
 figure, axes = subplots(1, 2, size=(4, 3), sharex=True, sharey=True)
 for split, color in (("train", "real"), ("val", "third"), ("test", "model")):
     axes[0].scatter(*loaders[split].dataset.labels.T, s=10, color=COLORS[color], label=split)
-axes[1].scatter(*train.labels.T, s=10, color=COLORS["real"], label="real, training")
-axes[1].scatter(*train.synthetic_labels.T, s=10, marker="x", color=COLORS["model"], label="made")
+axes[1].scatter(*learnt.labels.T, s=10, color=COLORS["real"], label="real, training")
+axes[1].scatter(*learnt.synthetic_labels.T, s=10, marker="x", color=COLORS["model"], label="made")
 for panel, title in zip(axes, ("Real songs by part", "Training part"), strict=True):
     panel.set(title=title, xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]")
     panel.legend()

@@ -1302,10 +1302,10 @@ run, config = open_run(run_folder, before=11)
 # %%
 trained = fit_vit(run, config)
 songs = load_part(run, "val")[0][["valence", "arousal"]].to_numpy()
-middle = load_part(run, "train")[0][["valence", "arousal"]].mean().to_numpy()
+average = load_part(run, "train")[0][["valence", "arousal"]].mean().to_numpy()
 shares = np.array([config.training.valence_weight, config.training.arousal_weight])
-floor = float(((songs - middle) ** 2 @ shares).mean())
-wide = [floor, *np.abs(songs - middle).mean(axis=0)]
+floor = float(((songs - average) ** 2 @ shares).mean())
+wide = [floor, *np.abs(songs - average).mean(axis=0)]
 columns = {
     "val_loss": "weighted squared error",
     "val_mae_valence": "MAE, valence",
