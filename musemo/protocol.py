@@ -258,4 +258,6 @@ def show_folds(record: dict) -> str:
     "Lay out folds.json for a terminal: figures, gains and the verdict."
     figures, gains, words = folds_tables(record)
     parts = [figures.to_string(), gains.to_string(index=False), words]
-    return "\n\n".join(parts + [leakage_table(record).to_string()] * bool(record["leakage"]))
+    if record["leakage"]:
+        parts.append(leakage_table(record).to_string())
+    return "\n\n".join(parts)
