@@ -64,14 +64,19 @@ def make_run(folder: Path, songs: pd.DataFrame, log_mel: Path) -> Run:
     return run
 
 
+def needs_validation(config: Config) -> bool:
+    "Say whether training stops, or thaws, by songs that it does not learn from."
+    return config.training.recipe == "spec" or config.small.thaw
+
+
 def make_fold(run: Run, config: Config, seed: int, fold: int, folds: int) -> Run:
-    "Lay out a fold: one part to judge, the others to train (and, by the spec, to stop by)."
+    "Lay out a fold: one part to judge, the others to train (and one to stop by, where needed)."
     songs = run.load("songs.csv")
     usable = songs["status"] == "ok"
     groups = songs["group"][usable].astype(str).tolist()
     dealt = deal_folds(groups, folds, rng_for(config.seed, "folds", folds, seed))
     parts = np.full(len(dealt), "train", dtype=object)
-    if config.training.recipe == "spec":
+    if needs_validation(config):
         parts[dealt == (fold + 1) % folds] = "val"
     parts[dealt == fold] = "test"
     songs["split"] = ""
@@ -110,7 +115,7 @@ def read_fold(fold: Run, config: Config, arm: str) -> dict[str, WindowDataset]:
     if arm == "augmented" and kept:
         judged["song_id"] = -1
         data["mixed"] = WindowDataset(judged, made[:kept], config)
-    if config.training.recipe == "spec" or config.small.thaw:
+    if needs_validation(config):
         data["val"] = WindowDataset(*load_part(fold, "val"), config)
     return data | {"test": WindowDataset(*load_part(fold, "test"), config)}
 

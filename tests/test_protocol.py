@@ -41,9 +41,12 @@ def test_folds_part_all_songs_and_no_artist(tmp_path):
         assert not parts["train"] & parts["test"] and set(parts.index) == {"train", "test"}
         judged += songs.loc[songs["split"] == "test", "song_id"].tolist()
     assert sorted(judged) == list(range(20))
-    spec = config_of(**{"training__recipe": "spec"})
-    songs = make_fold(run, spec, 0, 0, 3).load("songs.csv")
-    assert set(songs["split"]) == {"train", "val", "test"}
+    for change in ({"training__recipe": "spec"}, {"small__thaw": True}):
+        config = config_of(**change)
+        fold = make_fold(run, config, 0, 0, 3)
+        assert set(fold.load("songs.csv")["split"]) == {"train", "val", "test"}
+        assert len(read_fold(fold, config, "model")["val"].songs) > 0
+    config = config_of()
     other = make_fold(run, config, 1, 0, 3).load("songs.csv")
     assert not other["split"].equals(make_fold(run, config, 0, 0, 3).load("songs.csv")["split"])
 

@@ -2590,7 +2590,7 @@ if run.has("folds.json"):
     if found["leakage"]:
         display(leakage_table(found))
 else:
-    print(f"Not measured yet: musemo evaluate --out {run.folder.name} ... (see --help)")
+    print(f"Not measured yet: musemo evaluate --out {run.folder}, with this run's data and preset.")
 
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
