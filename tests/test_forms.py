@@ -85,7 +85,10 @@ MAY_IMPORT = {
         *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
     },
 }
-BY_HAND = {"__init__", "__main__", "_modidx", "cli", "pipeline", "protocol", "report", "demo"}
+BY_HAND = {
+    *("__init__", "__main__", "_modidx", "cli", "cli_models", "cli_options", "cli_runs"),
+    *("demo", "pipeline", "protocol", "report"),
+}
 SECOND = {
     "settings",
     "vit_settings",

@@ -1,0 +1,76 @@
+"""What commands share: options, and the configuration that they make."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from musemo.config import Config
+from musemo.core import MusemoError
+from musemo.presets import make_config
+
+Preset = Annotated[
+    Literal["smoke", "demo", "kaggle", "full"],
+    typer.Option(
+        help="Where the numbers start: smoke proves that all runs (3 minutes), demo is sized "
+        "for two cores, kaggle a T4, full is the specification on DEAM."
+    ),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Set one field, as often as needed: --set gan.epochs=20. "
+        "`musemo config` lists the fields.",
+    ),
+]
+
+
+def be_quiet(quiet: bool) -> None:
+    "Show no progress bars, in this process and in those that it starts."
+    if quiet:
+        os.environ["MUSEMO_QUIET"] = "1"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=be_quiet)]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|TABLE",
+        help="A folder anywhere above DEAM's annotations, or a .csv with the columns file, "
+        "valence, arousal. Without it the demo music is composed.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET or runs/DATA."),
+]
+Scale = Annotated[str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")]
+
+
+def configure(preset: str, settings: list[str], **values: str | None) -> Config:
+    "Build the configuration from SECTION.FIELD=VALUE settings and the options given."
+    for setting in settings:
+        if "=" not in setting:
+            raise MusemoError(f"--set {setting!r}: must be SECTION.FIELD=VALUE")
+    chosen = dict(setting.split("=", 1) for setting in settings)
+    chosen |= {f"data.{name}": value for name, value in values.items() if value}
+    # Sections run in folders of their own: a path must mean the same there.
+    for name in ("data.path", "data.cache", "vit.weights"):
+        path = Path(chosen.get(name, "")).expanduser()
+        if name in chosen and (path.exists() or name != "vit.weights"):
+            chosen[name] = str(path.resolve())
+    try:
+        return make_config(preset, chosen)
+    except ValueError as error:
+        raise MusemoError(str(error)) from error
+
+
+def run_folder(config: Config, preset: str, out: Path | None) -> Path:
+    "Choose a run's folder: the one asked for, or one named like data and preset."
+    if out is not None:
+        return out
+    data = Path(config.data.path).stem
+    return Path("runs") / (f"{data}-{preset}".removesuffix("-demo") if data else preset)

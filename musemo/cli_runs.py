@@ -1,0 +1,139 @@
+"""The commands that make music, runs and figures."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from musemo.cli_options import (
+    Data,
+    Out,
+    Preset,
+    Quiet,
+    Scale,
+    Settings,
+    be_quiet,
+    configure,
+    run_folder,
+)
+from musemo.core import Run
+from musemo.presets import field_table
+
+
+def run(
+    data: Data = "",
+    preset: Preset = "demo",
+    out: Out = None,
+    settings: Settings = (),
+    scale: Scale = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            min=1,
+            max=12,
+            help="Recompute from this section on; a generator whose songs and settings are "
+            "unchanged is kept.",
+        ),
+    ] = None,
+    only: Annotated[
+        int | None, typer.Option(min=1, max=12, help="Execute this section alone.")
+    ] = None,
+    until: Annotated[int, typer.Option(min=1, max=12, help="Stop after this section.")] = 12,
+    quiet: Quiet = False,
+) -> None:
+    """Execute the twelve notebooks in order and write their reports.
+
+    A run that was cut off goes on where it stopped.
+
+    Example: musemo run --data ~/deam --preset full --out runs/deam
+    """
+    from musemo.pipeline import run_suite
+
+    config = configure(preset, settings, path=data, scale=scale)
+    out = run_folder(config, preset, out)
+    index = run_suite(config, out, first=first, only=only, until=until)
+    typer.echo(f"report: {index}")
+
+
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run whose sections 1 to 10 are done.")
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Train a run's predictor without its notebook, in one process or in several.
+
+    Several give the result of one. The run's sections before it are there after musemo run
+    --until 10, and --only 12 judges what was trained.
+
+    Example: accelerate launch --multi_gpu --num_processes 2 -m musemo train runs/deam-full
+    """
+    from musemo.pipeline import load_config
+    from musemo.vit_training import fit_vit
+
+    run, first = Run(folder.expanduser()), os.environ.get("RANK", "0") == "0"
+    be_quiet(not first)  # one bar is enough
+    record = fit_vit(run, load_config(run))
+    if first:
+        loss = f"validation loss {record['validation']['val_loss']:.4f}"
+        typer.echo(f"{loss}, processes: {record['processes']}: {run.path('vit.safetensors')}")
+
+
+def evaluate(
+    data: Data = "",
+    preset: Preset = "demo",
+    out: Out = None,
+    settings: Settings = (),
+    scale: Scale = None,
+    folds: Annotated[int, typer.Option(min=2, help="Parts that are judged in turn.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often all is done anew.")] = 3,
+    generated: Annotated[
+        bool, typer.Option(help="Train the generator in each fold, too: do its songs help?")
+    ] = True,
+    leakage: Annotated[
+        bool, typer.Option("--leakage", help="Also measure how much leaking protocols flatter.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as many as pay.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Judge the predictor by repeated folds, and whether generated songs help it.
+
+    Each fold trains everything anew on songs that it is not judged by. What is done is kept: the
+    command goes on where it was cut off. The figures of real songs alone come first.
+
+    Example: musemo evaluate --data ~/deam --folds 5 --seeds 3 --no-generated
+    """
+    from musemo.protocol import evaluate_folds, prepare_folds, show_folds
+
+    config = configure(preset, settings, path=data, scale=scale)
+    arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
+    run, config = prepare_folds(config, run_folder(config, preset, out))
+    record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
+    typer.echo(show_folds(record))
+    typer.echo(f"figures: {run.path('folds.json')}")
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+    songs: Annotated[int, typer.Option(help="How many songs.")] = 160,
+    seconds: Annotated[float, typer.Option(help="Length of a song.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Another seed, other music.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compose demo music in DEAM's layout: deterministic, labelled by rule, rated by nobody.
+
+    Example: musemo demo music --songs 40 --seconds 20
+    """
+    from musemo.demo import compose_demo
+
+    typer.echo(compose_demo(folder.expanduser(), songs=songs, seconds=seconds, seed=seed))
+
+
+def config(preset: Preset = "demo", settings: Settings = ()) -> None:
+    """List every field of the configuration with its value, unit, meaning and source.
+
+    Example: musemo config --preset full
+    """
+    typer.echo(field_table(configure(preset, settings)).to_string(index=False))
