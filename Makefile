@@ -22,7 +22,7 @@ $(VENV)/.run: settings.ini setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) -e '.[demo,kaggle,dev]'
+	$(PIP) -e '.[demo,kaggle,log,dev]'
 	@touch $@
 
 run: $(VENV)/.run  ## run the suite: DATA=DIR, PRESET=smoke|demo|kaggle|full, OUT=runs/NAME, ARGS=...

@@ -9,7 +9,7 @@ root = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(root / "settings.ini", encoding="utf-8")
 facts = parser["DEFAULT"]
-extras = {name: facts[f"{name}_requirements"].split() for name in ("demo", "kaggle", "dev")}
+extras = {name: facts[f"{name}_requirements"].split() for name in ("demo", "kaggle", "log", "dev")}
 
 setup(
     name=facts["lib_name"],

@@ -35,6 +35,14 @@ def be_quiet(quiet: bool) -> None:
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=be_quiet)]
+Log = Annotated[
+    Literal["tensorboard", "wandb"] | None,
+    typer.Option(
+        "--log",
+        help="Also send the curves of each training to a tracker; tensorboard's lie in "
+        "RUN/logs, wandb's in your account.",
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(

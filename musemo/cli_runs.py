@@ -8,6 +8,7 @@ import typer
 
 from musemo.cli_options import (
     Data,
+    Log,
     Out,
     Preset,
     Quiet,
@@ -17,8 +18,9 @@ from musemo.cli_options import (
     configure,
     run_folder,
 )
-from musemo.core import Run
+from musemo.core import MusemoError, Run
 from musemo.presets import field_table
+from musemo.tracking import follow_with
 
 
 def run(
@@ -41,6 +43,7 @@ def run(
         int | None, typer.Option(min=1, max=12, help="Execute this section alone.")
     ] = None,
     until: Annotated[int, typer.Option(min=1, max=12, help="Stop after this section.")] = 12,
+    tracker: Log = None,
     quiet: Quiet = False,
 ) -> None:
     """Execute the twelve notebooks in order and write their reports.
@@ -53,6 +56,8 @@ def run(
 
     config = configure(preset, settings, path=data, scale=scale)
     out = run_folder(config, preset, out)
+    if tracker:
+        follow_with(tracker, out)
     index = run_suite(config, out, first=first, only=only, until=until)
     typer.echo(f"report: {index}")
 
@@ -61,6 +66,7 @@ def train(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run whose sections 1 to 10 are done.")
     ],
+    tracker: Log = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a run's predictor without its notebook, in one process or in several.
@@ -75,7 +81,10 @@ def train(
 
     run, first = Run(folder.expanduser()), os.environ.get("RANK", "0") == "0"
     be_quiet(not first)  # one bar is enough
-    record = fit_vit(run, load_config(run))
+    config = load_config(run)
+    if tracker:
+        follow_with(tracker, run.folder)
+    record = fit_vit(run, config)
     if first:
         loss = f"validation loss {record['validation']['val_loss']:.4f}"
         typer.echo(f"{loss}, processes: {record['processes']}: {run.path('vit.safetensors')}")
@@ -137,3 +146,22 @@ def config(preset: Preset = "demo", settings: Settings = ()) -> None:
     Example: musemo config --preset full
     """
     typer.echo(field_table(configure(preset, settings)).to_string(index=False))
+
+
+def doctor(
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="Where DEAM is; else the usual places.")
+    ] = "",
+) -> None:
+    """Say what is installed, which device, data and weights are found, and what to do about each.
+
+    The exit code is 2 where something is missing that everything needs.
+
+    Example: musemo doctor --data ~/deam
+    """
+    from musemo.doctor import examine, show_findings
+
+    findings = examine(data)
+    typer.echo(show_findings(findings))
+    if any(finding.needed for finding in findings):
+        raise MusemoError("something that everything needs is missing: see above")

@@ -206,10 +206,10 @@ def cut_windows(
         windows[i, :, : stop - start] = log_mel[song, :, start:stop]
     return windows, songs
 
-# %% ../nbs/01_core.ipynb #83316425
+# %% ../nbs/01_core.ipynb #4ec0ed15
 def progress(iterable, *, desc: str, total: int | None = None):
-    "Wrap an iterable in a progress bar named `desc`; silent where MUSEMO_QUIET is set."
-    quiet = bool(os.environ.get("MUSEMO_QUIET"))
+    "Wrap an iterable in a progress bar named `desc`; silent where MUSEMO_QUIET or CI is set."
+    quiet = bool(os.environ.get("MUSEMO_QUIET") or os.environ.get("CI"))
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet, file=sys.stderr)
 
 # %% ../nbs/01_core.ipynb #601e0bbd

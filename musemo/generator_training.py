@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FITTED', 'deal_songs', 'Songs', 'Learner', 'check_finite', 'train', 'training_songs', 'training_identity', 'as_columns', 'draw_samples', 'load_fitted', 'save_fitted', 'fit_generator']
 
-# %% ../nbs/05_gan_training.ipynb #cf5aecb7
+# %% ../nbs/05_gan_training.ipynb #4893ef65
 import hashlib
 import time
 from collections.abc import Callable
@@ -30,6 +30,7 @@ from musemo.core import (
 )
 from .drawing import check_conditions, generate, weight_settings
 from .movers import Keeper, Mover
+from .tracking import track
 
 # %% ../nbs/05_gan_training.ipynb #64270274
 def deal_songs(
@@ -114,7 +115,7 @@ class Learner:
             "generator": self.average.module
         }
 
-# %% ../nbs/05_gan_training.ipynb #3ffbf5d0
+# %% ../nbs/05_gan_training.ipynb #f3a07876
 def check_finite(name: str, step: int, row: dict[str, float]) -> None:
     "Raise MusemoError with the step and the values where a loss is not a number."
     losses = {key: value for key, value in row.items() if key.endswith("loss")}
@@ -143,6 +144,7 @@ def train(
         real, labels = songs.batch(learner.batch_size, step, width=width, seed=seed)
         rows.append(learner.learn(real.to(learner.device), labels.to(learner.device), rows))
         check_finite(name, step + 1, rows[-1])
+        track(name, rows[-1], step + 1)
         learner.average.update_parameters(learner.movers["generator"].network)
         keep(rows)
     return rows

@@ -1,26 +1,17 @@
-"""Run the twelve notebooks in order with papermill, and go on where a run was cut off."""
+"""The twelve sections in order: what each leaves, and how a run goes on where it was cut off."""
 
 import importlib
-import os
 import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-from tqdm import tqdm
-
 from musemo.config import Config
-from musemo.presets import changed_fields, make_config, read_config, save_config
-from musemo.report import index_page, notebook_path, write_report
 from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
 from musemo.demo import compose_demo
+from musemo.execution import execute, log, log_to, suite_bar
+from musemo.presets import changed_fields, make_config, read_config, save_config
+from musemo.report import index_page
 
 
 @dataclass(frozen=True)
@@ -150,58 +141,6 @@ def _notebook_folder() -> Path:
     return run.folder
 
 
-class _Forward:
-    "Show the last line of a kernel's progress bar behind the suite's own bar."
-
-    def __init__(self, bar: tqdm):
-        self.bar = bar
-
-    def write(self, text: str) -> None:
-        lines = [part.strip() for part in text.split("\r") if "%|" in part]
-        self.bar.set_postfix_str(lines[-1][:60] if lines else "")
-
-    def flush(self) -> None:
-        pass
-
-
-def execute(run: Run, section: Section, bar: tqdm) -> float:
-    "Execute one notebook on the run and write its report; return the seconds it took."
-    begun = time.monotonic()
-    report = run.path(f"reports/{section.name}.ipynb")
-    report.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            notebook_path(section.name),
-            report,
-            parameters={"run_folder": str(run.folder.resolve())},
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=_Forward(bar),
-            cwd=run.folder,
-            extra_arguments=["--log-level=ERROR"],
-            shutdown_kernel="immediate",  # all is on the disk by then; a polite end takes seconds
-        )
-    except PapermillExecutionError as error:
-        if error.ename in ("MusemoError", "WeightsError"):
-            raise MusemoError(f"{section.name}: {error.evalue}") from None
-        raise
-    except DeadKernelError as error:
-        raise MusemoError(
-            f"{section.name}: the kernel died, most likely for want of memory; "
-            "lower gan.batch_size or dataset.batch_size and start again, the run goes on here"
-        ) from error
-    write_report(report)
-    return time.monotonic() - begun
-
-
-@contextmanager
-def suite_bar(total: int) -> Iterator[tqdm]:
-    "Open the bar of the whole suite; the sections' own bars appear behind it."
-    quiet = bool(os.environ.get("MUSEMO_QUIET"))
-    with tqdm(total=total, desc="sections", disable=quiet, file=sys.stderr) as bar:
-        yield bar
-
-
 def _record(run: Run) -> dict:
     "Read which sections are done, and how long they took."
     empty = {"sections": {}, "units": {"sections": "seconds"}}
@@ -279,15 +218,16 @@ def run_suite(
     run, config, record = prepare_run(config, out, first=first, only=only)
     done = record["sections"]
     wanted = [s for i, s in enumerate(SECTIONS[:until], 1) if only in (None, i)]
-    with suite_bar(len(wanted)) as bar:
+    with log_to(run), suite_bar(len(wanted)) as (bar, line):
         for section in wanted:
             bar.set_description(section.name)
             complete = run.has(*section.artifacts(config), f"reports/{section.name}.html")
             if section.name not in done or not complete:
-                done[section.name] = round(execute(run, section, bar), 1)
+                done[section.name] = round(execute(run, section.name, line), 1)
                 run.save("run.json", record)
                 write_index(run, config, done)
             bar.update()
+        log.info("%d of %d sections are done", len(done), len(SECTIONS))
     return write_index(run, config, done)
 
 

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'to_columns', 'take_patches', 'Pretext', 'warm_up']
 
-# %% ../nbs/11_vit_training.ipynb #b59517b2
+# %% ../nbs/11_vit_training.ipynb #5508949f
 import math
 from itertools import islice
 
@@ -16,6 +16,7 @@ from .core import MusemoError, progress, torch_rng_for
 from .descriptors import band_statistics
 from .processes import deal, open_accelerator, sum_gradients
 from .readout import pool_window_tokens
+from .tracking import track
 from .vit import SmallViT, run_through, vit_blocks
 
 # %% ../nbs/11_vit_training.ipynb #7fb8be1b
@@ -75,7 +76,7 @@ class Pretext(nn.Module):
         told = (band_statistics(windows) - self.centre) / self.spread
         return wrong / self.variance, F.mse_loss(self.statistics(pool_window_tokens(tokens)), told)
 
-# %% ../nbs/11_vit_training.ipynb #12462426
+# %% ../nbs/11_vit_training.ipynb #c1cad1ad
 SAMPLED = 8  # batches, which set the scale of the errors
 
 
@@ -116,4 +117,5 @@ def warm_up(
         adam.step()
         cycle.step()
         rows.append({"patches": patches, "statistics": statistics})
+        track("warm-up", rows[-1], step + 1)
     return rows

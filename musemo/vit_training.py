@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'gain_over_songs',
            'thaw_small', 'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #38483729
+# %% ../nbs/11_vit_training.ipynb #5c065d9b
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +34,7 @@ from musemo.core import (
 from .dataset import WindowDataset, make_loader, read_datasets
 from .processes import deal, open_accelerator, sum_gradients
 from .small_training import train_small
+from .tracking import track
 from musemo.vit import (
     EmotionViT,
     WeightsError,
@@ -142,7 +143,7 @@ def judge_epoch(
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
-# %% ../nbs/11_vit_training.ipynb #b050f870
+# %% ../nbs/11_vit_training.ipynb #14a5cb5f
 def train_vit(
     model: EmotionViT,  # on its device
     loaders: dict[str, DataLoader],  # train and val, from section 9
@@ -182,6 +183,7 @@ def train_vit(
         )
         row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)
+        track("vit", row, epoch)
         if row["val_loss"] < best["val_loss"]:
             best = row
             best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
+    "tracking": {"core"},
     "settings": set(),
     "vit_settings": {"settings"},
     "config": {"settings", "vit_settings"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "flow": {"config", "pieces"},
     "drawing": {"core", "config", "gan", "residual", "flow"},
     "movers": {"core"},
-    "generator_training": {"core", "config", "drawing", "movers"},
+    "generator_training": {"core", "config", "drawing", "movers", "tracking"},
     "training_cost": {"core", "config", "generator_training"},
     "gan_training": {"core", "config", "gan", "generator_training"},
     "residual_training": {"core", "config", "residual", "gan_training", "generator_training"},
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "weights": set(),
     "vit": {"config", "descriptors", "readout", "weights"},
     "processes": {"core", "config"},
-    "pretext": {"core", "config", "descriptors", "readout", "vit", "processes"},
+    "pretext": {"core", "config", "descriptors", "readout", "vit", "processes", "tracking"},
     "activation_cache": {"core", "config", "vit", "processes"},
     "small_training": {
         *("core", "config", "readout", "vit", "dataset"),
@@ -66,7 +67,7 @@ MAY_IMPORT = {
     },
     "vit_training": {
         *("core", "config", "vit", "dataset"),
-        *("augmentation", "processes", "activation_cache", "small_training"),
+        *("augmentation", "processes", "activation_cache", "small_training", "tracking"),
     },
     "metrics": set(),
     "verdict": {"metrics"},
@@ -87,9 +88,10 @@ MAY_IMPORT = {
 }
 BY_HAND = {
     *("__init__", "__main__", "_modidx", "cli", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "pipeline", "protocol", "report"),
+    *("demo", "doctor", "execution", "pipeline", "protocol", "report"),
 }
 SECOND = {
+    "tracking",
     "settings",
     "vit_settings",
     "presets",

@@ -15,7 +15,7 @@ import pytest
 
 from musemo import core
 from musemo.core import MusemoError, Run, write_atomic
-from musemo.pipeline import SECTIONS, _Forward, check_change, open_run, run_suite
+from musemo.pipeline import SECTIONS, check_change, open_run, run_suite
 from musemo.presets import make_config, read_config, save_config
 from tests.conftest import ROOT
 
@@ -217,13 +217,6 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         write_atomic(path, pd.DataFrame({"x": [2]}))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_the_bar_shows_the_last_line_of_a_kernel():
-    shown = []
-    bar = type("Bar", (), {"set_postfix_str": lambda self, text: shown.append(text)})()
-    _Forward(bar).write("\rdecoding:  1%|  |\rdecoding:  2%|  |\r")
-    assert shown == ["decoding:  2%|  |"]
 
 
 @pytest.mark.parametrize(

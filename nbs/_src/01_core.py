@@ -333,13 +333,99 @@ test_eq(cut_windows(ramp, [10, 10], 10)[0], ramp.astype(np.float32))
 # %%
 #| export
 def progress(iterable, *, desc: str, total: int | None = None):
-    "Wrap an iterable in a progress bar named `desc`; silent where MUSEMO_QUIET is set."
-    quiet = bool(os.environ.get("MUSEMO_QUIET"))
+    "Wrap an iterable in a progress bar named `desc`; silent where MUSEMO_QUIET or CI is set."
+    quiet = bool(os.environ.get("MUSEMO_QUIET") or os.environ.get("CI"))
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet, file=sys.stderr)
 
 
 # %%
 test_eq(list(progress(range(3), desc="three")), [0, 1, 2])
+
+# %% [markdown]
+# ## Curves while a training runs
+#
+# `musemo run --log tensorboard` (or `wandb`) sends each row that a training logs to accelerate's
+# tracker as well, a curve for each number. Trackers only watch: no figure of a run comes from them.
+
+# %%
+#| export tracking
+import importlib
+import math
+import os
+from functools import cache
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from musemo.core import MusemoError
+
+# %%
+#| export tracking
+TRACKERS = ("tensorboard", "wandb")
+
+
+def follow_with(
+    kind: str,  # of TRACKERS
+    run_folder: Path,
+) -> None:
+    "Let trainings of this process and of those that it starts log to `run_folder`/logs as well."
+    if kind not in TRACKERS:
+        raise MusemoError(f"--log {kind}: must be one of {', '.join(TRACKERS)}")
+    try:
+        importlib.import_module(kind)
+    except ImportError as error:
+        raise MusemoError(f"--log {kind}: is not installed; pip install {kind}") from error
+    os.environ["MUSEMO_LOG"] = f"{kind}:{Path(run_folder).resolve() / 'logs'}"
+
+
+# %%
+#| export tracking
+@cache
+def _open_tracker(kind: str, folder: Path, name: str) -> GeneralTracker:
+    "Start the tracker of one training; raises MusemoError where it does not start."
+    PartialState()  # accelerate's trackers want to know the processes, be it only one
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "tensorboard":
+        tracker = TensorBoardTracker(name, folder)
+    else:
+        group = folder.parent.name
+        where = {"dir": str(folder), "group": group, "name": f"{group}: {name}"}
+        tracker = WandBTracker("musemo", reinit="create_new", **where)
+    try:
+        tracker.start()
+    except Exception as error:  # each tracker raises its own
+        raise MusemoError(
+            f"--log {kind}: does not start ({str(error).splitlines()[0]}); log in to it, "
+            "set WANDB_MODE=offline, or leave --log out"
+        ) from error
+    return tracker
+
+
+def track(
+    name: str,  # of the training: gan, flow, vit, ...
+    row: dict[str, float | None],  # what it logged
+    step: int,
+) -> None:
+    "Send numbers to the tracker that `follow_with` chose, if one was; the first process does."
+    chosen = os.environ.get("MUSEMO_LOG")
+    if not chosen or os.environ.get("RANK", "0") != "0":
+        return
+    kind, _, folder = chosen.partition(":")
+    values = {k: v for k, v in row.items() if v is not None and math.isfinite(v)}
+    _open_tracker(kind, Path(folder), name).log(values, step=step)
+
+
+# %% [markdown]
+# Without `--log` a row goes nowhere and nothing is written.
+
+# %%
+#| hide
+from musemo.tracking import follow_with, track
+
+# %%
+track("flow", {"loss": 0.5}, 1)
+test_fail(lambda: follow_with("paper", Path(".")), contains="one of tensorboard, wandb")
 
 # %% [markdown]
 # ## Plots that read alike

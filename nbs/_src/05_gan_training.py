@@ -52,6 +52,7 @@ from musemo.core import (
 )
 from musemo.drawing import check_conditions, generate, weight_settings
 from musemo.movers import Keeper, Mover
+from musemo.tracking import track
 
 # %%
 #| export
@@ -368,6 +369,7 @@ def train(
         real, labels = songs.batch(learner.batch_size, step, width=width, seed=seed)
         rows.append(learner.learn(real.to(learner.device), labels.to(learner.device), rows))
         check_finite(name, step + 1, rows[-1])
+        track(name, rows[-1], step + 1)
         learner.average.update_parameters(learner.movers["generator"].network)
         keep(rows)
     return rows

@@ -75,6 +75,7 @@ from musemo.core import (
 from musemo.dataset import WindowDataset, make_loader, read_datasets
 from musemo.processes import deal, open_accelerator, sum_gradients
 from musemo.small_training import train_small
+from musemo.tracking import track
 from musemo.vit import (
     EmotionViT,
     WeightsError,
@@ -788,6 +789,7 @@ def train_vit(
         )
         row |= judge_epoch(part, batches["val"], loss_function, accelerator)
         history.append(row)
+        track("vit", row, epoch)
         if row["val_loss"] < best["val_loss"]:
             best = row
             best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -879,6 +881,7 @@ from musemo.core import MusemoError, progress, torch_rng_for
 from musemo.descriptors import band_statistics
 from musemo.processes import deal, open_accelerator, sum_gradients
 from musemo.readout import pool_window_tokens
+from musemo.tracking import track
 from musemo.vit import SmallViT, run_through, vit_blocks
 
 
@@ -1004,6 +1007,7 @@ def warm_up(
         adam.step()
         cycle.step()
         rows.append({"patches": patches, "statistics": statistics})
+        track("warm-up", rows[-1], step + 1)
     return rows
 
 

@@ -1,0 +1,182 @@
+"""What this machine has for musemo, what is missing, and what to do about it."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import soundfile
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from packaging.requirements import Requirement
+
+from musemo.annotations import read_annotations
+from musemo.core import MusemoError, pick_device, pick_precision
+from musemo.data import find_deam
+from musemo.presets import make_config
+from musemo.weights import WeightsError, find_kaggle_weights, is_vit_folder
+
+# Where people keep DEAM; anywhere else is told by --data.
+_places = ("DEAM", "deam", "data", "~/DEAM", "~/deam", "/kaggle/input")
+
+
+@dataclass(frozen=True)
+class Finding:
+    "One thing that was looked at; `needed`: nothing runs until the advice is followed."
+
+    topic: str
+    found: str
+    advice: str = ""
+    needed: bool = False
+
+
+def _is_met(requirement: Requirement) -> bool:
+    "Say whether a package is installed in a version that will do."
+    try:
+        installed = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(installed, prereleases=True)
+
+
+def check_packages() -> Iterator[Finding]:
+    "Compare what is installed with what musemo asks for, the extras apart."
+    wanted = defaultdict(list)
+    for text in metadata.requires("musemo") or []:
+        requirement = Requirement(text)
+        extra = str(requirement.marker).partition("extra ==")[2].strip(" \"'")
+        wanted[extra].append(requirement)
+    uses = {
+        "": "everything",
+        "demo": "demo music",
+        "kaggle": "musemo kaggle",
+        "log": "--log",
+        "dev": "make test",
+    }
+    for extra, requirements in wanted.items():
+        lacking = [str(r).partition(";")[0] for r in requirements if not _is_met(r)]
+        have = f"{len(requirements) - len(lacking)} of {len(requirements)}"
+        name = f"musemo[{extra}]" if extra else "musemo"
+        advice = f"pip install '{name}' brings {', '.join(lacking)}" if lacking else ""
+        topic = f"packages for {uses.get(extra, extra)}"
+        yield Finding(topic, have, advice, needed=bool(lacking) and not extra)
+
+
+def check_machine() -> Iterator[Finding]:
+    "Look at Python, cores, memory, disk, and the device that models would run on."
+    memory = psutil.virtual_memory().total / 1e9
+    free = shutil.disk_usage(".").free / 1e9
+    yield Finding("Python", f"{platform.python_version()}, musemo {metadata.version('musemo')}")
+    advice = "the demo needs 4 GB; lower dataset.batch_size" if memory < 4 else ""
+    yield Finding("cores and memory", f"{os.cpu_count()} cores, {memory:.0f} GB", advice)
+    advice = "a run of DEAM takes some 5 GB: name another --out" if free < 5 else ""
+    yield Finding("free disk here", f"{free:.0f} GB", advice)
+    device = pick_device()
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    precision = str(pick_precision(device)).removeprefix("torch.")
+    advice = "enough for presets smoke and demo; full and kaggle want a GPU"
+    found = f"{', '.join(names) or device.type}, {precision}, torch {torch.__version__}"
+    yield Finding("device", found, "" if names else advice)
+
+
+def check_sound() -> Iterator[Finding]:
+    "Ask libsndfile what it reads."
+    lacking = {"MP3", "WAV", "FLAC", "OGG"} - set(soundfile.available_formats())
+    version = soundfile.__libsndfile_version__
+    advice = f"{', '.join(sorted(lacking))} cannot be read: pip install -U soundfile"
+    yield Finding("sound files", f"libsndfile {version}", advice if lacking else "")
+
+
+def _describe_data(place: Path) -> str:
+    "Count songs and sound files below a folder; raises MusemoError where it is not DEAM."
+    sources = find_deam(place)
+    songs = sum(len(read_annotations(table)) for table in sources.tables)
+    return f"{place}: {songs} rated songs, {len(sources.audio)} sound files"
+
+
+def check_data(data: str = "") -> Iterator[Finding]:
+    "Look for DEAM where it was said to be, or where people keep it."
+    places = [Path(p).expanduser() for p in ((data,) if data else _places)]
+    reasons = []
+    for place in places:
+        try:
+            if place.is_dir():
+                yield Finding("data", _describe_data(place), f"musemo run --data {place}")
+                return
+            reasons.append(f"{place}: no such folder")
+        except MusemoError as error:
+            reasons.append(str(error))
+    advice = (
+        "fetch DEAM (cvml.unige.ch/databases/DEAM) and name its folder by --data, or a table of "
+        "your own songs; without either musemo composes demo music"
+    )
+    yield Finding("data", reasons[0] if data else "DEAM is in none of the usual places", advice)
+
+
+def check_weights(name: str = "") -> Iterator[Finding]:
+    "Look for the pretrained ViT: among Kaggle's inputs, in the hub's cache, on the hub."
+    name = name or make_config("full").vit.weights
+    ways: dict[str, Callable[[], object]] = {
+        "a Kaggle input": lambda: find_kaggle_weights(name),
+        "the hub's cache": lambda: is_vit_folder(
+            Path(snapshot_download(name, local_files_only=True))
+        ),
+        "the hub, to be fetched once": lambda: HfApi().model_info(name, timeout=5),
+    }
+    for where, look in ways.items():
+        try:
+            if look():
+                yield Finding("pretrained ViT", f"{name}: {where}")
+                return
+        except WeightsError as error:
+            yield Finding("pretrained ViT", name, str(error))
+            return
+        except Exception:  # cache and hub fail in many manners: each means that it is not there
+            continue
+    advice = (
+        "presets smoke and demo need none; for full, set vit.weights to a folder, attach a ViT "
+        "on Kaggle, or let this machine reach the hub"
+    )
+    yield Finding("pretrained ViT", f"{name}: not here, and the hub does not answer", advice)
+
+
+def check_kaggle() -> Iterator[Finding]:
+    "Say whether credentials for Kaggle are there; what they are is nobody's business."
+    home = Path(os.environ.get("KAGGLE_CONFIG_DIR", "~/.kaggle")).expanduser()
+    files = [home / name for name in ("access_token", "kaggle.json")]
+    named = {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= set(os.environ) or "KAGGLE_API_TOKEN" in os.environ
+    there = named or any(file.is_file() for file in files)
+    advice = f"only for musemo kaggle: a token from kaggle.com/settings goes to {files[0]}"
+    yield Finding("Kaggle credentials", "there" if there else "none", "" if there else advice)
+
+
+def check_jupyter() -> Iterator[Finding]:
+    "Say whether the notebooks can be opened here."
+    there = [name for name in ("jupyterlab", "notebook") if importlib.util.find_spec(name)]
+    advice = "only to open the notebooks: pip install jupyterlab"
+    yield Finding("Jupyter", ", ".join(there) or "none", "" if there else advice)
+
+
+def examine(data: str = "") -> list[Finding]:
+    "Look at everything that musemo uses; nothing is written."
+    checks = (check_packages(), check_machine(), check_sound(), check_data(data))
+    checks += (check_weights(), check_kaggle(), check_jupyter())
+    return [finding for check in checks for finding in check]
+
+
+def show_findings(findings: list[Finding]) -> str:
+    "Lay out what was found, each thing with what to do about it below."
+    width = max(len(finding.topic) for finding in findings)
+    lines = []
+    for finding in findings:
+        mark = "missing" if finding.needed else "note" if finding.advice else "ok"
+        lines.append(f"{mark:8}{finding.topic:{width}}  {finding.found}")
+        if finding.advice:
+            lines.append(f"{'':{width + 10}}{finding.advice}")
+    return "\n".join(lines)

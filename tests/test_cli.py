@@ -1,0 +1,40 @@
+"""Every command explains itself."""
+
+import shlex
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from musemo.cli import app
+
+
+def commands(group, *before):
+    "List a group's commands, those of its groups included, with their names."
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *before, name)
+        else:
+            yield (*before, name), command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_help_shows_an_example_that_can_be_parsed(name):
+    command = COMMANDS[name]
+    shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    example = command.help.partition("Example: ")[2].strip()
+    assert example and " ".join(example.split()) in " ".join(shown.output.split())
+    words = shlex.split(example[example.index("musemo ") :])
+    assert tuple(words[1 : len(name) + 1]) == name
+    # Parsing alone: unknown options and values out of range raise here.
+    command.make_context(" ".join(name), words[len(name) + 1 :])
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_option_is_explained(name):
+    bare = [p.name for p in COMMANDS[name].params if not getattr(p, "help", None)]
+    assert bare == []

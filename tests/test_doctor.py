@@ -1,0 +1,126 @@
+"""`musemo doctor`: what is there is found, what is missing has a way out, secrets stay secret."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from importlib import metadata
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+from musemo import cli, doctor
+from musemo.doctor import check_data, check_jupyter, check_kaggle, check_packages, check_sound
+
+NAME = "google/vit-base-patch16-224-in21k"
+
+
+def test_packages_that_are_missing_or_too_old_are_named(monkeypatch):
+    asked = ["numpy>=999", "torch>=2", "no-such-package>=1", 'prdc>=0.2; extra == "dev"']
+    asked.append('not-there; extra == "demo"')
+    monkeypatch.setattr(metadata, "requires", lambda name: asked)
+    main, dev, demo = check_packages()
+    assert (main.topic, main.found, main.needed) == ("packages for everything", "1 of 3", True)
+    assert main.advice == "pip install 'musemo' brings numpy>=999, no-such-package>=1"
+    assert (dev.found, dev.advice, dev.needed) == ("1 of 1", "", False)
+    assert demo.advice.startswith("pip install 'musemo[demo]' brings not-there")
+    assert not demo.needed
+
+
+def test_missing_packages_end_the_command_with_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package>=1"])
+    monkeypatch.setattr(doctor, "check_weights", lambda: iter(()))
+    monkeypatch.setattr(sys, "argv", ["musemo", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "missing packages for everything" in shown.out
+    assert shown.err.startswith("musemo: something that everything needs is missing")
+
+
+def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
+    (found,) = check_data(str(deam.parent))
+    assert found.found.endswith("12 rated songs, 12 sound files")
+    (tmp_path / "empty").mkdir()
+    (odd,) = check_data(str(tmp_path / "empty"))
+    assert "holds no static_annotations_averaged_songs" in odd.found
+    (absent,) = check_data(str(tmp_path / "absent"))
+    assert absent.found.endswith("no such folder") and "fetch DEAM" in absent.advice
+
+
+@pytest.mark.parametrize("where", ["variables", "file"])
+def test_credentials_are_noticed_and_never_shown(where, monkeypatch, tmp_path):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    (found,) = check_kaggle()
+    assert found.found == "none" and "kaggle.com/settings" in found.advice
+    if where == "file":
+        (tmp_path / "kaggle.json").write_text('{"username": "me", "key": "a-secret"}')
+    else:
+        monkeypatch.setenv("KAGGLE_USERNAME", "me")
+        monkeypatch.setenv("KAGGLE_KEY", "a-secret")
+    (found,) = check_kaggle()
+    assert found.found == "there" and "a-secret" not in str(found)
+
+
+def test_what_cannot_be_read_or_opened_is_said(monkeypatch):
+    formats = dict.fromkeys(("WAV", "FLAC", "OGG"))
+    monkeypatch.setattr(doctor.soundfile, "available_formats", lambda: formats)
+    (found,) = check_sound()
+    assert found.advice.startswith("MP3 cannot be read")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    (found,) = check_jupyter()
+    assert (found.found, found.advice) == (
+        "none",
+        "only to open the notebooks: pip install jupyterlab",
+    )
+
+
+@pytest.fixture(scope="module")
+def hub():
+    "A hub on loopback that knows one model."
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path.startswith(f"/api/models/{NAME}")
+            body = json.dumps({"id": NAME, "siblings": []}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def look_for_weights(home, hub, name=NAME):
+    "Ask in a fresh process: the hub's client reads its settings when it is imported."
+    code = "import sys; from musemo.doctor import *; print(next(check_weights(sys.argv[1])))"
+    environment = os.environ | {"HF_HOME": str(home), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code, name]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_weights_are_found_in_the_cache_or_on_the_hub_or_not_at_all(tmp_path, hub):
+    assert "the hub does not answer" in look_for_weights(tmp_path, "http://127.0.0.1:9")
+    assert "not here" in look_for_weights(tmp_path, hub, "nobody/vit")
+    assert f"{NAME}: the hub, to be fetched once" in look_for_weights(tmp_path, hub)
+    cached = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    vit = ViTModel(ViTConfig(**size, intermediate_size=32, image_size=32), add_pooling_layer=False)
+    vit.save_pretrained(cached / "snapshots" / ("0" * 40))
+    assert f"{NAME}: the hub's cache" in look_for_weights(tmp_path, "http://127.0.0.1:9")
