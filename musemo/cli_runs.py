@@ -76,18 +76,39 @@ def train(
 
     Example: accelerate launch --multi_gpu --num_processes 2 -m musemo train runs/deam-full
     """
-    from musemo.pipeline import load_config
-    from musemo.vit_training import fit_vit
+    from musemo.pipeline import train_run
 
     run, first = Run(folder.expanduser()), os.environ.get("RANK", "0") == "0"
     be_quiet(not first)  # one bar is enough
-    config = load_config(run)
     if tracker:
         follow_with(tracker, run.folder)
-    record = fit_vit(run, config)
+    record = train_run(run)
     if first:
         loss = f"validation loss {record['validation']['val_loss']:.4f}"
         typer.echo(f"{loss}, processes: {record['processes']}: {run.path('vit.safetensors')}")
+
+
+def rerun(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder; by default RUN-again.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a run again from its configuration, and say which artifacts are the same.
+
+    On the machine and with the versions of before all are, byte for byte on a CPU.
+
+    Example: musemo rerun runs/demo
+    """
+    from musemo.pipeline import rerun as make_again
+
+    run = Run(folder.expanduser().resolve())
+    index, found = make_again(run, out or run.folder.with_name(f"{run.folder.name}-again"))
+    typer.echo(f"{len(found['same'])} artifacts are the same")
+    if found["differ"]:
+        typer.echo(f"{len(found['differ'])} differ: {', '.join(found['differ'])}")
+    typer.echo(f"report: {index}")
 
 
 def evaluate(
@@ -114,12 +135,12 @@ def evaluate(
 
     Example: musemo evaluate --data ~/deam --folds 5 --seeds 3 --no-generated
     """
-    from musemo.protocol import evaluate_folds, prepare_folds, show_folds
+    from musemo.protocol import evaluate_folds, show_folds, working_folds
 
     config = configure(preset, settings, path=data, scale=scale)
     arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
-    run, config = prepare_folds(config, run_folder(config, preset, out))
-    record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
+    with working_folds(config, run_folder(config, preset, out)) as (run, config):
+        record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
     typer.echo(show_folds(record))
     typer.echo(f"figures: {run.path('folds.json')}")
 

@@ -6,7 +6,7 @@
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode', 'run_jobs',
            'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #5e8c10d1
+# %% ../nbs/03_data.ipynb #ff22925f
 import hashlib
 import os
 import re
@@ -21,6 +21,7 @@ import soundfile
 import soxr
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from musemo.annotations import (
     LABELS,
@@ -140,7 +141,7 @@ def decode(
     wave = soxr.resample(wave.mean(axis=1), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #550453ff
+# %% ../nbs/03_data.ipynb #ece231cb
 def run_jobs(
     jobs: Iterable,  # of joblib's delayed calls
     *,
@@ -148,12 +149,18 @@ def run_jobs(
     desc: str,
     total: int,
 ) -> list:  # results in order
-    "Run jobs over processes with a progress bar, and leave no process behind."
+    "Run jobs over processes, with a progress bar; raises MusemoError where a process dies."
     results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
-    results = list(progress(results, desc=desc, total=total))
-    # Idle processes would keep their memory, and their parent waiting, for minutes.
-    get_reusable_executor().shutdown()
-    return results
+    try:
+        return list(progress(results, desc=desc, total=total))
+    except TerminatedWorkerError as error:
+        raise MusemoError(
+            f"a process died while {desc}, most likely for want of memory: lower data.workers, "
+            "or --workers of musemo evaluate, and start again; what is done is kept"
+        ) from error
+    finally:
+        # Idle processes would keep their memory, and their parent waiting, for minutes.
+        get_reusable_executor().shutdown()
 
 
 def cached_log_mel(

@@ -21,20 +21,24 @@ log = logging.getLogger("musemo")
 
 @contextmanager
 def log_to(run: Run) -> Iterator[None]:
-    "Append what happens to the run's log, run.log, with the time; errors, too."
+    "Append what happens to the run's log, run.log, with the time; show warnings, too."
     run.folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(run.path("run.log"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+    shown = logging.StreamHandler()  # to stderr
+    shown.setLevel(logging.WARNING)
+    shown.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command
+    for one in (handler, shown):
+        log.addHandler(one)
     log.setLevel(logging.INFO)
-    log.propagate = False  # the terminal has its own words
     try:
         yield
     except BaseException as error:
         log.error("%s: %s", type(error).__name__, error)
         raise
     finally:
-        log.removeHandler(handler)
+        for one in (handler, shown):
+            log.removeHandler(one)
         handler.close()
 
 
@@ -61,7 +65,7 @@ class _Errors:
             if "%|" in part:
                 self.show(part.strip())
             elif part.strip():
-                log.warning("%s: %s", self.section, part.rstrip())
+                log.info("%s: %s", self.section, part.rstrip())
 
     def show(self, shown: str) -> None:
         "Show a bar; the last state of the bar before it goes to the log."

@@ -1,87 +1,27 @@
-"""The twelve sections in order: what each leaves, and how a run goes on where it was cut off."""
+"""Run the twelve sections in order, and go on where a run was cut off."""
 
-import importlib
+import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
 from musemo.demo import compose_demo
+from musemo.keeping import (
+    claim,
+    compare_runs,
+    find_broken,
+    mark_data,
+    note_artifacts,
+    read_record,
+)
 from musemo.execution import execute, log, log_to, suite_bar
 from musemo.presets import changed_fields, make_config, read_config, save_config
 from musemo.report import index_page
-
-
-@dataclass(frozen=True)
-class Stage:
-    "A function that makes artifacts of a section; `generator`: only where the run trains that one."
-
-    function: str  # module:function(run, config)
-    artifacts: tuple[str, ...]
-    generator: str = ""
-
-    def make(self, run: Run, config: Config) -> None:
-        "Call the function itself, without its notebook."
-        module, function = self.function.split(":")
-        getattr(importlib.import_module(f"musemo.{module}"), function)(run, config)
-
-
-class Section:
-    "One of the twelve: its notebook and the stages that make its artifacts."
-
-    def __init__(self, name: str, *stages: Stage):
-        self.name, self.all_stages = name, stages
-
-    def stages(self, config: Config) -> list[Stage]:
-        "List the stages that a configuration asks for."
-        return [s for s in self.all_stages if s.generator in ("", *config.generators)]
-
-    def artifacts(self, config: Config) -> list[str]:
-        "Name what these stages leave in the run folder."
-        return [name for stage in self.stages(config) for name in stage.artifacts]
-
-
-def _trained(name: str) -> tuple[str, ...]:
-    "Name what training a generator leaves."
-    ends = (".safetensors", "_history.json", "_times.json", "_samples.npy", "_samples.csv")
-    return tuple(f"{name}{end}" for end in ends)
-
-
-SECTIONS = (
-    Section("01_core", Stage("core:start_run", ("environment.json",))),
-    Section("02_config", Stage("presets:save_config", ("config.json",))),
-    Section("03_data", Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json"))),
-    Section("04_gan"),
-    Section(
-        "05_gan_training",
-        Stage("gan_training:fit_gan", _trained("gan"), "gan"),
-        Stage("residual_training:fit_residual", _trained("residual"), "residual"),
-        Stage("flow_training:fit_flow", _trained("flow"), "flow"),
-    ),
-    Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
-    Section(
-        "07_synthesis",
-        Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
-        Stage("synthesis:draw_plane", ("plane.npy", "plane.csv")),
-    ),
-    Section(
-        "08_audio",
-        Stage("listening:render_emotions", ("audio/audio.json",)),
-        Stage("plane:render_plane", ("audio/plane.json",)),
-    ),
-    Section("09_dataset"),
-    Section("10_vit"),
-    Section(
-        "11_vit_training",
-        Stage("vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
-    ),
-    Section(
-        "12_evaluation",
-        Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv", "intervals.json")),
-    ),
-)
+from musemo.sections import SECTIONS, Section
 
 
 def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
@@ -141,12 +81,6 @@ def _notebook_folder() -> Path:
     return run.folder
 
 
-def _record(run: Run) -> dict:
-    "Read which sections are done, and how long they took."
-    empty = {"sections": {}, "units": {"sections": "seconds"}}
-    return run.load("run.json") if run.has("run.json") else empty
-
-
 # The first section that a field, or else its part, matters to; others matter from the start.
 _MATTERS_FROM = {
     "generators": 4,
@@ -168,25 +102,42 @@ _MATTERS_FROM = {
 }
 
 
-def check_change(run: Run, config: Config, first: int | None) -> None:
-    "Refuse to mix two configurations in one run; raises MusemoError with the way out."
+def what_changed(run: Run, config: Config) -> tuple[int, list[str]]:
+    "Name the fields that a run was not made with, and the first section that they matter to."
     if not run.has("config.json"):
-        return
+        return len(SECTIONS) + 1, []
     changed = changed_fields(load_config(run), config)
     names = [text.partition(":")[0] for text in changed]
     first_of = [_MATTERS_FROM.get(x, _MATTERS_FROM.get(x.partition(".")[0], 1)) for x in names]
-    needed = min(first_of, default=12)
-    if changed and (first or 99) > needed:
-        raise MusemoError(
-            f"{run.folder} holds a run of another configuration ({'; '.join(changed[:3])}): "
-            f"choose another --out, or recompute it with --from {needed}"
-        )
+    return min(first_of, default=len(SECTIONS) + 1), changed
 
 
-def prepare_run(
-    config: Config, out: Path, *, first: int | None, only: int | None
-) -> tuple[Run, Config, dict]:  # the run, its configuration, the record of what is done
-    "Check what can be checked before anything is written, then open the run."
+def forget_stale(run: Run, config: Config, record: dict) -> None:
+    "Forget the sections that changed data or a damaged artifact call for, and say so."
+    done, mark, data = record["sections"], mark_data(config), SECTIONS[2]
+    if record.get("data", mark) != mark:
+        log.warning("%s: tables or sound changed; section 3 is made again", config.data.path)
+        done.pop(data.name, None)
+        for name in data.artifacts(config):
+            run.path(name).unlink(missing_ok=True)
+    record["data"] = mark
+    for section in SECTIONS:
+        broken = find_broken(run, record, section.artifacts(config))
+        if section.name in done and broken:
+            names = ", ".join(broken)
+            log.warning(
+                "%s: not what this run wrote; section %s is made again", names, section.name
+            )
+            del done[section.name]
+            for name in broken:  # a finished training would be taken at its word
+                run.path(name).unlink()
+
+
+@contextmanager
+def working_run(
+    config: Config, out: Path, *, first: int | None = None, only: int | None = None
+) -> Iterator[tuple[Run, Config, dict]]:  # the run, its configuration, the record of what is done
+    "Check what can be checked before anything is written, then work in the run, alone."
     run = Run(Path(out).expanduser().resolve())
     if run.folder.exists() and not run.folder.is_dir():
         raise MusemoError(f"--out {out}: is a file; name a folder")
@@ -195,15 +146,34 @@ def prepare_run(
     pick_device(config.device)
     # A run's own folder says which demo music it has, before any is composed.
     planned = with_data(config, run.folder.parent, compose=False)
-    check_change(run, planned, first)
-    record = _record(run)
-    for section in SECTIONS[(first or only or 99) - 1 :]:
-        record["sections"].pop(section.name, None)
-    # What is to be made again is forgotten first: a run cut off here must not look complete.
+    needed, changed = what_changed(run, planned)
+    names = "; ".join(changed[:3]) + ("; ..." if changed[3:] else "")
+    if only and needed < only:
+        raise MusemoError(
+            f"{run.folder} was made with another configuration ({names}): --only {only} would mix "
+            f"both; leave --only out, sections from {needed} on are then made again"
+        )
+    with claim(run), log_to(run):
+        if needed < (first or len(SECTIONS) + 1):
+            log.warning("changed: %s; sections from %d on are made again", names, needed)
+            first = needed
+        config, record = with_data(config, run.folder.parent), read_record(run)
+        again = SECTIONS[first - 1 :] if first else SECTIONS[only - 1 : only] if only else ()
+        for section in again:
+            record["sections"].pop(section.name, None)
+        forget_stale(run, config, record)
+        # What is to be made again is forgotten first: a run cut off here must not look complete.
+        run.save("run.json", record)
+        save_config(run, config)
+        yield run, config, record
+
+
+def finish_section(run: Run, record: dict, section: Section, config: Config) -> None:
+    "Note what a section left; where that is not what it was, later sections are to be made again."
+    if not note_artifacts(run, record, section.artifacts(config)):
+        for later in SECTIONS[SECTIONS.index(section) + 1 :]:
+            record["sections"].pop(later.name, None)
     run.save("run.json", record)
-    config = with_data(config, run.folder.parent)
-    save_config(run, config)
-    return run, config, record
 
 
 def run_suite(
@@ -215,20 +185,43 @@ def run_suite(
     until: int = len(SECTIONS),  # stop after this one
 ) -> Path:  # the index page
     "Execute the sections that are not done yet, in order, and write the index page."
-    run, config, record = prepare_run(config, out, first=first, only=only)
-    done = record["sections"]
     wanted = [s for i, s in enumerate(SECTIONS[:until], 1) if only in (None, i)]
-    with log_to(run), suite_bar(len(wanted)) as (bar, line):
+    with (
+        working_run(config, out, first=first, only=only) as (run, config, record),
+        suite_bar(len(wanted)) as (bar, line),
+    ):
+        done = record["sections"]
         for section in wanted:
             bar.set_description(section.name)
-            complete = run.has(*section.artifacts(config), f"reports/{section.name}.html")
-            if section.name not in done or not complete:
+            names = section.artifacts(config)
+            if section.name not in done or not run.has(*names, f"reports/{section.name}.html"):
                 done[section.name] = round(execute(run, section.name, line), 1)
-                run.save("run.json", record)
+                finish_section(run, record, section, config)
                 write_index(run, config, done)
             bar.update()
         log.info("%d of %d sections are done", len(done), len(SECTIONS))
-    return write_index(run, config, done)
+        return write_index(run, config, done)
+
+
+def train_run(run: Run) -> dict:  # the content of vit_history.json
+    "Train a run's predictor without its notebook; each process that was launched calls this."
+    config, (stage,) = load_config(run), SECTIONS[10].all_stages
+    if os.environ.get("RANK", "0") != "0":
+        return stage.make(run, config)
+    with claim(run), log_to(run):
+        history, record = stage.make(run, config), read_record(run)
+        finish_section(run, record, SECTIONS[10], config)
+        return history
+
+
+def rerun(run: Run, out: Path) -> tuple[Path, dict[str, list[str]]]:  # index; same, differ
+    "Make a run again in a new folder, from its configuration alone, and compare the artifacts."
+    if out.exists():
+        raise MusemoError(f"--out {out}: is there already; name a new folder")
+    done = read_record(run)["sections"]
+    until = max((i for i, s in enumerate(SECTIONS, 1) if s.name in done), default=len(SECTIONS))
+    index = run_suite(load_config(run), out, until=until)
+    return index, compare_runs(run, Run(index.parent))
 
 
 def write_index(run: Run, config: Config, done: dict[str, float]) -> Path:

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from musemo.core import MusemoError, Run, load_part, pick_device, rng_for, seed_
 from musemo.data import run_jobs
 from musemo.dataset import WindowDataset, load_synthetic, make_loader
 from musemo.evaluation import predict_baselines
-from musemo.pipeline import SECTIONS, Stage, prepare_run
+from musemo.pipeline import working_run
+from musemo.sections import SECTIONS, Stage
 from musemo.presets import read_config
 from musemo.verdict import (
     ARMS,
@@ -226,14 +229,15 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
     return record
 
 
-def prepare_folds(config: Config, out: Path) -> tuple[Run, Config]:
-    "Open a run and make what the folds need of it: songs and spectrograms."
-    run, config, _ = prepare_run(config, out, first=None, only=None)
-    for section in SECTIONS[:3]:
-        for stage in section.stages(config):
-            if not run.has(*stage.artifacts):
-                stage.make(run, config)
-    return run, config
+@contextmanager
+def working_folds(config: Config, out: Path) -> Iterator[tuple[Run, Config]]:
+    "Work in a run, alone, after making what the folds need of it: songs and spectrograms."
+    with working_run(config, out) as (run, config, _):
+        for section in SECTIONS[:3]:
+            for stage in section.stages(config):
+                if not run.has(*stage.artifacts):
+                    stage.make(run, config)
+        yield run, config
 
 
 def evaluate_folds(

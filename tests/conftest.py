@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from musemo.config import Config
 from musemo.pipeline import run_suite
 from musemo.presets import make_config
+from musemo.sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -70,23 +73,35 @@ def small_config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smoke_run(small_config, tmp_path_factory):
-    "One whole run of the twelve notebooks at the smoke size: killed after section 3, resumed."
+    "One whole run of the twelve notebooks at the smoke size, killed once in each section."
     out = tmp_path_factory.mktemp("runs") / "a smoke run"
-    data = small_config.data
-    command = [sys.executable, "-m", "musemo", "run", "--preset", "smoke", "--out", out, "--data"]
-    command += [data.path, "--set", f"data.cache={data.cache}", "--set", "audio.clip_seconds=3"]
-    process = subprocess.Popen(command, start_new_session=True, cwd=ROOT)
-    begun = time.monotonic()
-    while not _is_done(out, "03_data"):
-        assert process.poll() is None and time.monotonic() - begun < 300
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not _is_done(out, "05_gan_training")
+    for section in SECTIONS:
+        process = start_run(small_config, out)
+        wait_for(lambda name=section.name: begins(out, name), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert section.name not in json.loads((out / "run.json").read_text())["sections"]
     run_suite(small_config, out)
     return out
 
 
-def _is_done(out: Path, section: str) -> bool:
-    record = out / "run.json"
-    return record.exists() and section in json.loads(record.read_text())["sections"]
+def start_run(config: Config, out: Path, *arguments: str) -> subprocess.Popen:
+    "Start the command line on the small data, in a process group of its own."
+    command = [sys.executable, "-m", "musemo", "run", "--preset", "smoke", "--out", out]
+    command += ["--data", config.data.path, "--set", f"data.cache={config.data.cache}"]
+    command += ["--set", "audio.clip_seconds=3", *arguments]
+    return subprocess.Popen(command, start_new_session=True, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def begins(out: Path, section: str) -> bool:
+    "Say whether a run has begun a section."
+    log = out / "run.log"
+    return log.exists() and f"{section}: begins" in log.read_text()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    "Wait until something holds, as long as a process works at it."
+    begun = time.monotonic()
+    while not condition():
+        assert process.poll() is None and time.monotonic() - begun < 300
+        time.sleep(0.1)

@@ -36,7 +36,7 @@ def test_a_kernels_bar_is_shown_and_the_rest_is_logged(tmp_path):
     assert line.shown == ["flow:  1%|  |", "flow:  99%|# |", "drawing:  50%|  |", ""]
     said = [text.split(" ", 2)[2] for text in (tmp_path / "run.log").read_text().splitlines()]
     assert said == [
-        "WARNING 05_gan_training: a warning of some library",
+        "INFO 05_gan_training: a warning of some library",
         "INFO 05_gan_training: flow:  99%|# |",
         "INFO 05_gan_training: drawing:  50%|  |",
     ]

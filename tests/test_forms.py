@@ -88,7 +88,7 @@ MAY_IMPORT = {
 }
 BY_HAND = {
     *("__init__", "__main__", "_modidx", "cli", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "doctor", "execution", "pipeline", "protocol", "report"),
+    *("demo", "doctor", "execution", "keeping", "pipeline", "protocol", "report", "sections"),
 }
 SECOND = {
     "tracking",

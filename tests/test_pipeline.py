@@ -15,8 +15,9 @@ import pytest
 
 from musemo import core
 from musemo.core import MusemoError, Run, write_atomic
-from musemo.pipeline import SECTIONS, check_change, open_run, run_suite
-from musemo.presets import make_config, read_config, save_config
+from musemo.pipeline import open_run, run_suite
+from musemo.presets import make_config, save_config
+from musemo.sections import SECTIONS
 from tests.conftest import ROOT
 
 ARTIFACTS = [name for section in SECTIONS for name in section.artifacts(make_config("smoke"))]
@@ -59,7 +60,8 @@ def test_artifacts_keep_their_contract(smoke_run):
 
 def test_only_plain_formats_are_written(smoke_run):
     allowed = {".json", ".csv", ".npy", ".safetensors", ".wav", ".png", ".html", ".ipynb"}
-    assert {path.suffix for path in smoke_run.rglob("*") if path.is_file()} <= allowed
+    files = [path for path in smoke_run.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.suffix for path in files} <= allowed | {".log"}
 
 
 def test_one_configuration_gives_the_same_bytes(smoke_run, small_config, tmp_path):
@@ -73,79 +75,6 @@ def test_one_configuration_gives_the_same_bytes(smoke_run, small_config, tmp_pat
     for name in ARTIFACTS + sounds:
         if name != "config.json" and not name.endswith("_times.json"):
             assert run.path(name).read_bytes() == (smoke_run / name).read_bytes(), name
-
-
-def test_a_run_that_was_cut_off_goes_on(smoke_run, small_config, tmp_path, monkeypatch):
-    out = tmp_path / "cut"
-    calls = []
-
-    def stop_at_three(run, section, bar):
-        calls.append(section.name)
-        if section.name == "03_data":
-            raise KeyboardInterrupt
-        run.save(f"reports/{section.name}.html", "done")
-        for name in (*section.artifacts(small_config), f"figures/{section.name}.json"):
-            target = run.path(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((smoke_run / name).read_bytes())
-        return 1.0
-
-    monkeypatch.setattr("musemo.pipeline.execute", stop_at_three)
-    with pytest.raises(KeyboardInterrupt):
-        run_suite(small_config, out)
-    with pytest.raises(KeyboardInterrupt):
-        run_suite(small_config, out)
-    assert calls == ["01_core", "02_config", "03_data", "03_data"]
-    assert "not run yet" in (out / "index.html").read_text()
-
-
-def changed_config(small_config, **values):
-    "The small configuration with other values (dots as double underscores)."
-    tree = small_config.model_dump(mode="json")
-    for name, value in values.items():
-        section, field = name.split("__")
-        tree[section][field] = value
-    return read_config(tree)
-
-
-def test_another_configuration_in_an_old_run_is_refused(smoke_run, small_config):
-    changed = changed_config(small_config, gan__epochs=3)
-    for first in (None, 5, 12):
-        with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3.*--from 4"):
-            run_suite(changed, smoke_run, first=first)
-    assert Run(smoke_run).load("config.json")["gan"]["epochs"] == 2
-    check_change(Run(smoke_run), changed, 4)
-    check_change(Run(smoke_run), changed_config(small_config, training__epochs=4), 11)
-    with pytest.raises(MusemoError, match="--from 1"):
-        check_change(Run(smoke_run), changed_config(small_config, audio__f_min=30.0), 3)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "first"),
-    [
-        ("generator", "gan", 7),
-        ("songs", 9, 7),
-        ("plane_side", 3, 7),
-        ("bandwidth", 0.5, 7),
-        ("jitter", 0.2, 5),  # generators train with it
-    ],
-)
-def test_what_section_7_alone_needs_costs_no_training(field, value, first, tmp_path):
-    run, config = Run(tmp_path), make_config("smoke")
-    save_config(run, config)
-    changed = changed_config(config, **{f"synthesis__{field}": value})
-    check_change(run, changed, first)
-    with pytest.raises(MusemoError, match=f"synthesis.{field}: .*--from {first}"):
-        check_change(run, changed, first + 1)
-
-
-def test_what_is_made_again_is_forgotten_first(smoke_run, small_config, tmp_path, monkeypatch):
-    out = shutil.copytree(smoke_run, tmp_path / "copy")
-    monkeypatch.setattr("musemo.pipeline.execute", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_suite(small_config, out, first=6)
-    done = list(Run(out).load("run.json")["sections"])
-    assert done == [section.name for section in SECTIONS[:5]]
 
 
 def test_a_config_of_another_version_is_one_clear_error(smoke_run, small_config, tmp_path):

@@ -14,9 +14,9 @@ from musemo.flow_training import FlowLearner, fit_flow
 from musemo.gan_training import GanLearner, fit_gan
 from musemo.generator_training import FITTED, Learner, Songs, draw_samples, train
 from musemo.movers import Keeper
-from musemo.pipeline import SECTIONS
 from musemo.presets import make_config
 from musemo.residual_training import ResidualLearner, fit_residual
+from musemo.sections import SECTIONS
 from tests.test_flow import SMALL
 from tests.test_gan import artifacts, music, write_run
 

@@ -48,6 +48,7 @@ import soundfile
 import soxr
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from musemo.annotations import (
     LABELS,
@@ -602,12 +603,18 @@ def run_jobs(
     desc: str,
     total: int,
 ) -> list:  # results in order
-    "Run jobs over processes with a progress bar, and leave no process behind."
+    "Run jobs over processes, with a progress bar; raises MusemoError where a process dies."
     results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
-    results = list(progress(results, desc=desc, total=total))
-    # Idle processes would keep their memory, and their parent waiting, for minutes.
-    get_reusable_executor().shutdown()
-    return results
+    try:
+        return list(progress(results, desc=desc, total=total))
+    except TerminatedWorkerError as error:
+        raise MusemoError(
+            f"a process died while {desc}, most likely for want of memory: lower data.workers, "
+            "or --workers of musemo evaluate, and start again; what is done is kept"
+        ) from error
+    finally:
+        # Idle processes would keep their memory, and their parent waiting, for minutes.
+        get_reusable_executor().shutdown()
 
 
 def cached_log_mel(

@@ -20,8 +20,9 @@ from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import prepare_data
 from musemo.gan_quality import judge_generators
-from musemo.pipeline import SECTIONS, with_data
+from musemo.pipeline import with_data
 from musemo.presets import make_config
+from musemo.sections import SECTIONS
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"  # composed music stays there for the next time
 FITS = {stage.generator: stage.function for s in SECTIONS for stage in s.all_stages}

@@ -1,0 +1,89 @@
+"""What a run knows of itself: who works in it, what is done, from which data, and if it is whole."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from musemo.config import Config
+from musemo.core import MusemoError, Run
+from musemo.data import find_data, list_songs
+
+_UNITS = {"sections": "seconds", "artifacts": "blake2b", "data": "blake2b"}
+
+
+@contextmanager
+def claim(run: Run) -> Iterator[None]:
+    "Let one process at a time work in a run; raises MusemoError for the second, at once."
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run.path(".lock"), timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise MusemoError(
+            f"{run.folder}: another process works in this run; wait for it, or choose another --out"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise MusemoError(f"cannot write {run.folder}: {reason}; choose another --out") from error
+    try:
+        # Half-written files of a process that was killed; nobody else can be writing now.
+        for left in run.folder.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def read_record(run: Run) -> dict:
+    "Read which sections are done, how long they took, and what they left."
+    record = run.load("run.json") if run.has("run.json") else {"sections": {}}
+    return record | {"artifacts": record.get("artifacts", {}), "units": _UNITS}
+
+
+def mark_file(path: Path) -> str:
+    "Name the content of a file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def mark_data(config: Config) -> str:
+    "Name the content of all tables and sound files that a run reads."
+    sources, (*_, files) = find_data(config), list_songs(config)
+    named = [*sources.tables, *sources.dynamic.values(), *sources.metadata, *filter(None, files)]
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(named):
+        whole.update(f"{path.name}:{mark_file(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def is_timing(name: str) -> bool:
+    "Say whether an artifact holds times, which differ whenever it is made."
+    return name.endswith("_times.json")
+
+
+def find_broken(run: Run, record: dict, names: Iterable[str]) -> list[str]:
+    "Name the artifacts that are there and are not what the run wrote."
+    marks = record["artifacts"]
+    return [x for x in names if x in marks and run.has(x) and mark_file(run.path(x)) != marks[x]]
+
+
+def note_artifacts(run: Run, record: dict, names: Iterable[str]) -> bool:  # are they as before?
+    "Note the content of a section's artifacts; say whether a former run of it left the same."
+    fresh = {name: mark_file(run.path(name)) for name in names}
+    former = record["artifacts"]
+    same = all(
+        former.get(name, mark) == mark for name, mark in fresh.items() if not is_timing(name)
+    )
+    record["artifacts"] = former | fresh
+    return same
+
+
+def compare_runs(one: Run, other: Run) -> dict[str, list[str]]:
+    "Sort the artifacts of two runs into those with the same content and those without."
+    marks = [read_record(run)["artifacts"] for run in (one, other)]
+    names = sorted(name for name in marks[0] | marks[1] if not is_timing(name))
+    same = [name for name in names if marks[0].get(name) == marks[1].get(name)]
+    return {"same": same, "differ": [name for name in names if name not in same]}

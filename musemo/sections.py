@@ -1,0 +1,77 @@
+"""The twelve sections: the stages of each, and what they leave in the run folder."""
+
+import importlib
+from dataclasses import dataclass
+
+from musemo.config import Config
+from musemo.core import Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    "A function that makes artifacts of a section; `generator`: only where the run trains that one."
+
+    function: str  # module:function(run, config)
+    artifacts: tuple[str, ...]
+    generator: str = ""
+
+    def make(self, run: Run, config: Config):
+        "Call the function itself, without its notebook; return what it returns."
+        module, function = self.function.split(":")
+        return getattr(importlib.import_module(f"musemo.{module}"), function)(run, config)
+
+
+class Section:
+    "One of the twelve: its notebook and the stages that make its artifacts."
+
+    def __init__(self, name: str, *stages: Stage):
+        self.name, self.all_stages = name, stages
+
+    def stages(self, config: Config) -> list[Stage]:
+        "List the stages that a configuration asks for."
+        return [s for s in self.all_stages if s.generator in ("", *config.generators)]
+
+    def artifacts(self, config: Config) -> list[str]:
+        "Name what these stages leave in the run folder."
+        return [name for stage in self.stages(config) for name in stage.artifacts]
+
+
+def _trained(name: str) -> tuple[str, ...]:
+    "Name what training a generator leaves."
+    ends = (".safetensors", "_history.json", "_times.json", "_samples.npy", "_samples.csv")
+    return tuple(f"{name}{end}" for end in ends)
+
+
+SECTIONS = (
+    Section("01_core", Stage("core:start_run", ("environment.json",))),
+    Section("02_config", Stage("presets:save_config", ("config.json",))),
+    Section("03_data", Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json"))),
+    Section("04_gan"),
+    Section(
+        "05_gan_training",
+        Stage("gan_training:fit_gan", _trained("gan"), "gan"),
+        Stage("residual_training:fit_residual", _trained("residual"), "residual"),
+        Stage("flow_training:fit_flow", _trained("flow"), "flow"),
+    ),
+    Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
+    Section(
+        "07_synthesis",
+        Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
+        Stage("synthesis:draw_plane", ("plane.npy", "plane.csv")),
+    ),
+    Section(
+        "08_audio",
+        Stage("listening:render_emotions", ("audio/audio.json",)),
+        Stage("plane:render_plane", ("audio/plane.json",)),
+    ),
+    Section("09_dataset"),
+    Section("10_vit"),
+    Section(
+        "11_vit_training",
+        Stage("vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
+    ),
+    Section(
+        "12_evaluation",
+        Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv", "intervals.json")),
+    ),
+)
