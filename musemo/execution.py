@@ -84,6 +84,14 @@ class _Errors:
         self.line.set_description_str("")
 
 
+def _smaller(section: str) -> str:
+    "Name the setting that makes a section need less memory."
+    field = {"03": "audio.clip_seconds", "05": "gan.batch_size", "06": "gan.samples"}
+    field |= {"07": "synthesis.songs"}
+    lower = field.get(section[:2], "dataset.batch_size")
+    return f"lower {lower} with --set and start again, the run goes on here"
+
+
 def execute(run: Run, name: str, line: tqdm) -> float:
     "Execute a section's notebook on the run and write its report; return the seconds it took."
     begun = time.monotonic()
@@ -106,12 +114,15 @@ def execute(run: Run, name: str, line: tqdm) -> float:
     except PapermillExecutionError as error:
         if error.ename in ("MusemoError", "WeightsError"):
             raise MusemoError(f"{name}: {error.evalue}") from None
+        if (
+            error.ename in ("MemoryError", "OutOfMemoryError")
+            or "not enough memory" in error.evalue
+        ):
+            raise MusemoError(f"{name}: memory ran out; {_smaller(name)}") from error
         raise
     except DeadKernelError as error:
-        raise MusemoError(
-            f"{name}: the kernel died, most likely for want of memory; "
-            "lower gan.batch_size or dataset.batch_size and start again, the run goes on here"
-        ) from error
+        told = f"the kernel died, most likely for want of memory; {_smaller(name)}"
+        raise MusemoError(f"{name}: {told}") from error
     finally:
         errors.close()
     write_report(report)

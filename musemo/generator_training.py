@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FITTED', 'deal_songs', 'Songs', 'Learner', 'check_finite', 'train', 'training_songs', 'training_identity', 'as_columns', 'draw_samples', 'load_fitted', 'save_fitted', 'fit_generator']
 
-# %% ../nbs/05_gan_training.ipynb #4893ef65
+# %% ../nbs/05_gan_training.ipynb #2101e033
 import hashlib
 import time
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from musemo.core import (
     seed_for,
 )
 from .drawing import check_conditions, generate, weight_settings
+from .memory import with_half_batch
 from .movers import Keeper, Mover
 from .tracking import track
 
@@ -221,7 +222,7 @@ def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object
     for end in FITTED:
         run.save(name + end, weights if end == ".safetensors" else results[end])
 
-# %% ../nbs/05_gan_training.ipynb #6d2321ba
+# %% ../nbs/05_gan_training.ipynb #70ef3e81
 def fit_generator(
     run: Run,
     config: Config,
@@ -234,12 +235,17 @@ def fit_generator(
     fitted = load_fitted(run, name, identity)
     if fitted:
         return fitted
-    seed_everything(seed_for(config.seed, name, "weights"))
-    learner = kind(config, songs, pick_device(config.device))
-    options = {"identity": identity, "every": config.checkpoint}
-    keeper = Keeper(run, name, learner.movers, learner.average, **options)
-    seed, rows = seed_for(config.seed, name), keeper.restore()
-    rows = train(learner, songs, name, seed=seed, rows=rows, keep=keeper.keep)
+
+    def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
+        seed_everything(seed_for(config.seed, name, "weights"))
+        learner = kind(config, songs, pick_device(config.device))
+        options = {"identity": identity, "every": config.checkpoint}
+        keeper = Keeper(run, name, learner.movers, learner.average, **options)
+        options = {"seed": seed_for(config.seed, name), "rows": keeper.restore()}
+        return learner, keeper, train(learner, songs, name, keep=keeper.keep, **options)
+
+    section = "flow" if name == "flow" else "gan"  # the GANs share their batch
+    learner, keeper, rows = with_half_batch(attempt, config, section)
     seconds, begun = keeper.seconds(), time.perf_counter()
     asked, windows = draw_samples(learner, songs.labels)
     drawing = (time.perf_counter() - begun) / len(windows)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "nbs"))
 MAY_IMPORT = {
     "core": set(),
     "tracking": {"core"},
+    "memory": {"core"},
     "settings": set(),
     "vit_settings": {"settings"},
     "config": {"settings", "vit_settings"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "flow": {"config", "pieces"},
     "drawing": {"core", "config", "gan", "residual", "flow"},
     "movers": {"core"},
-    "generator_training": {"core", "config", "drawing", "movers", "tracking"},
+    "generator_training": {"core", "config", "drawing", "movers", "tracking", "memory"},
     "training_cost": {"core", "config", "generator_training"},
     "gan_training": {"core", "config", "gan", "generator_training"},
     "residual_training": {"core", "config", "residual", "gan_training", "generator_training"},
@@ -67,7 +68,7 @@ MAY_IMPORT = {
     },
     "vit_training": {
         *("core", "config", "vit", "dataset"),
-        *("augmentation", "processes", "activation_cache", "small_training", "tracking"),
+        *("augmentation", "processes", "activation_cache", "small_training", "tracking", "memory"),
     },
     "metrics": set(),
     "verdict": {"metrics"},
@@ -92,6 +93,7 @@ BY_HAND = {
 }
 SECOND = {
     "tracking",
+    "memory",
     "settings",
     "vit_settings",
     "presets",

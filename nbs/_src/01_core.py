@@ -428,6 +428,71 @@ track("flow", {"loss": 0.5}, 1)
 test_fail(lambda: follow_with("paper", Path(".")), contains="one of tensorboard, wandb")
 
 # %% [markdown]
+# ## When a GPU's memory runs out
+#
+# How much a batch needs is known when it is tried. A training that does not fit is begun once
+# more with half the batch, and says so; what does not fit then is for its user to decide.
+
+# %%
+#| export memory
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from musemo.core import MusemoError
+
+T = TypeVar("T")
+
+
+def with_half_batch(
+    work: Callable[..., T],  # called with a configuration
+    config,  # the run's configuration
+    section: str,  # of the configuration; its batch_size is halved
+) -> T:
+    "Do the work, where memory runs out with half the batch; raises MusemoError the second time."
+    size = getattr(config, section).batch_size
+    for attempt in (size, max(1, size // 2)):
+        part = getattr(config, section).model_copy(update={"batch_size": attempt})
+        try:
+            return work(config.model_copy(update={section: part}))
+        except torch.OutOfMemoryError:
+            pass  # in here the traceback would hold on to the memory
+        torch.cuda.empty_cache()
+        print(f"memory ran out with {section}.batch_size = {attempt}")
+    raise MusemoError(
+        f"memory ran out with {section}.batch_size = {size}, and with half of it: lower it "
+        "further, or take a smaller model"
+    )
+
+
+# %%
+#| hide
+from types import SimpleNamespace
+
+from musemo.memory import with_half_batch
+
+
+# %%
+class Part(SimpleNamespace):
+    def model_copy(self, update):
+        return Part(**vars(self) | update)
+
+
+def needs(most):
+    def work(config):
+        if config.gan.batch_size > most:
+            raise torch.OutOfMemoryError
+        return config.gan.batch_size
+
+    return work
+
+
+whole = Part(gan=Part(batch_size=8))
+test_eq([with_half_batch(needs(most), whole, "gan") for most in (9, 5)], [8, 4])
+test_fail(lambda: with_half_batch(needs(3), whole, "gan"), contains="gan.batch_size = 8, and")
+
+# %% [markdown]
 # ## Plots that read alike
 #
 # Real data is blue, what a model makes is orange, floors and chance are grey; the three differ

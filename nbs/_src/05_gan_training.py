@@ -51,6 +51,7 @@ from musemo.core import (
     seed_for,
 )
 from musemo.drawing import check_conditions, generate, weight_settings
+from musemo.memory import with_half_batch
 from musemo.movers import Keeper, Mover
 from musemo.tracking import track
 
@@ -486,12 +487,17 @@ def fit_generator(
     fitted = load_fitted(run, name, identity)
     if fitted:
         return fitted
-    seed_everything(seed_for(config.seed, name, "weights"))
-    learner = kind(config, songs, pick_device(config.device))
-    options = {"identity": identity, "every": config.checkpoint}
-    keeper = Keeper(run, name, learner.movers, learner.average, **options)
-    seed, rows = seed_for(config.seed, name), keeper.restore()
-    rows = train(learner, songs, name, seed=seed, rows=rows, keep=keeper.keep)
+
+    def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
+        seed_everything(seed_for(config.seed, name, "weights"))
+        learner = kind(config, songs, pick_device(config.device))
+        options = {"identity": identity, "every": config.checkpoint}
+        keeper = Keeper(run, name, learner.movers, learner.average, **options)
+        options = {"seed": seed_for(config.seed, name), "rows": keeper.restore()}
+        return learner, keeper, train(learner, songs, name, keep=keeper.keep, **options)
+
+    section = "flow" if name == "flow" else "gan"  # the GANs share their batch
+    learner, keeper, rows = with_half_batch(attempt, config, section)
     seconds, begun = keeper.seconds(), time.perf_counter()
     asked, windows = draw_samples(learner, songs.labels)
     drawing = (time.perf_counter() - begun) / len(windows)

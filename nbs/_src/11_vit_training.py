@@ -74,7 +74,8 @@ from musemo.core import (
 )
 from musemo.dataset import WindowDataset, make_loader, read_datasets
 from musemo.processes import deal, open_accelerator, sum_gradients
-from musemo.small_training import train_small
+from musemo.memory import with_half_batch
+from musemo.small_training import gain_over_songs, train_small
 from musemo.tracking import track
 from musemo.vit import (
     EmotionViT,
@@ -1037,6 +1038,7 @@ test_fail(lambda: warm_up(little, silent, brief, seed=0), contains="loss = nan a
 
 # %%
 #| export small_training
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -1159,7 +1161,7 @@ def train_small(
 
 
 # %%
-#| export
+#| export small_training
 def gain_over_songs(
     before: np.ndarray,  # (N,) squared errors
     after: np.ndarray,  # (N,) of the same songs
@@ -1261,7 +1263,8 @@ def train_model(
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
-    model, record = train_model(data, config, seed=config.seed, folder=run.folder)
+    work = partial(train_model, data, seed=config.seed, folder=run.folder)
+    model, record = with_half_batch(lambda half: work(config=half), config, "dataset")
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
     accelerator = open_accelerator(config)
