@@ -16,10 +16,12 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
+    "widgets": {"core"},
     "settings": set(),
     "vit_settings": {"settings"},
     "config": {"settings", "vit_settings"},
     "presets": {"config"},
+    "form": {"config", "presets"},
     "annotations": {"core"},
     "spectrum": {"config"},
     "data": {"core", "config", "annotations", "spectrum"},
@@ -49,8 +51,8 @@ MAY_IMPORT = {
     "quality_plots": {"core", "config"},
     "synthesis": {"core", "config", "data", "drawing", "pieces"},
     "audio": {"core", "config", "spectrum"},
-    "listening": {"core", "config", "audio"},
-    "plane": {"core", "config", "audio", "listening"},
+    "listening": {"core", "config", "audio", "widgets"},
+    "plane": {"core", "config", "audio", "listening", "widgets"},
     "augmentation": {"config"},
     "dataset": {"core", "config", "data", "augmentation"},
     "descriptors": {"config"},
@@ -90,6 +92,8 @@ BY_HAND = {
     *("demo", "pipeline", "protocol", "report"),
 }
 SECOND = {
+    "form",
+    "widgets",
     "settings",
     "vit_settings",
     "presets",
