@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "annotations": {"core"},
     "spectrum": {"config"},
     "data": {"core", "config", "annotations", "spectrum"},
+    "song_browser": {"core", "config", "data", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
     "residual": {"config", "gan"},
@@ -92,6 +93,7 @@ BY_HAND = {
     *("demo", "pipeline", "protocol", "report"),
 }
 SECOND = {
+    "song_browser",
     "form",
     "widgets",
     "settings",
