@@ -892,7 +892,7 @@ print(config_call(mine), config_command(mine), sep="\n")
 
 # %%
 #| export form
-_wide = {"style": {"description_width": "11rem"}, "layout": {"width": "26rem"}}
+_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem"}}
 
 
 def field_control(name: str, value) -> ipywidgets.ValueWidget:
@@ -909,10 +909,12 @@ def field_control(name: str, value) -> ipywidgets.ValueWidget:
 def field_note(name: str, start, fault: str, changed: bool) -> str:  # HTML
     "Say what a field means; then what the preset has, or what is wrong."
     info, bad = field_info(name), ""
-    told = f"{info.json_schema_extra['unit']}: {info.description}"
-    told = f"{html.escape(told)} <em>({html.escape(info.json_schema_extra['source'])})</em>"
+    unit, source = (info.json_schema_extra[key] for key in ("unit", "source"))
+    told = info.description if unit == "-" else f"{unit}: {info.description}"
+    told = f"{html.escape(told)} <em>({html.escape(source)})</em>"
     if fault:
-        bad = f"<br><strong role='alert' style='color: #c00000'>{html.escape(fault)}</strong>"
+        color = "color: var(--jp-error-color1, #c00000)"  # the notebook's own, light or dark
+        bad = f"<br><strong role='alert' style='{color}'>{html.escape(fault)}</strong>"
     elif changed:
         bad = f"<br><strong>changed; the preset has {html.escape(_as_text(start))}</strong>"
     return f"<div style='line-height: 1.3'>{told}{bad}</div>"
@@ -944,7 +946,7 @@ class ConfigForm:
         self.notes = {name: ipywidgets.HTML(layout={"flex": "1 1 16rem"}) for name in fields}
         self.told, self.sections = ipywidgets.HTML(), ipywidgets.Accordion(self._rows())
         top = ipywidgets.HBox([self.preset, self.reset], layout={"flex_flow": "row wrap"})
-        self.box = ipywidgets.VBox([top, self.sections, self.told])
+        self.box = ipywidgets.VBox([top, self.told, self.sections])
         self.preset.observe(lambda _: self.fill(), "value")
         self.reset.on_click(lambda _: self.fill({}))
         for name, control in self.controls.items():
