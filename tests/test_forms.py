@@ -83,6 +83,10 @@ MAY_IMPORT = {
         *("core", "config", "presets", "vit", "dataset"),
         *("answers", "hearing", "model_card"),
     },
+    "drop_song": {
+        *("core", "config", "audio", "listening", "widgets"),
+        *("answers", "explanation", "hearing", "prediction"),
+    },
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
         *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
@@ -93,6 +97,7 @@ BY_HAND = {
     *("demo", "pipeline", "protocol", "report"),
 }
 SECOND = {
+    "drop_song",
     "song_browser",
     "form",
     "widgets",
