@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['explain_moment', 'SongDrop']
 
-# %% ../nbs/12_evaluation.ipynb #5180e093
+# %% ../nbs/12_evaluation.ipynb #9c356dc4
 import html
 import math
 import tempfile
@@ -13,14 +13,15 @@ import ipywidgets
 import numpy as np
 
 from .answers import emotions_table, plot_curve
-from .audio import invert_log_mel, keep_from_clipping, plot_in_pairs
+from .audio import invert_log_mel, keep_from_clipping
 from .config import Config
 from .core import MusemoError, subplots
 from .explanation import keep_relevant, map_relevance, veil_irrelevant
 from .hearing import Heard
 from .listening import middle
 from .prediction import EmotionModel
-from .widgets import png_bytes, put_sound, silent_player
+from .song_browser import plot_song
+from .widgets import empty_picture, png_bytes, put_sound, silent_player
 
 # %% ../nbs/12_evaluation.ipynb #1b48ebdf
 def explain_moment(
@@ -51,7 +52,7 @@ def explain_moment(
     told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
     return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
 
-# %% ../nbs/12_evaluation.ipynb #9b728f8d
+# %% ../nbs/12_evaluation.ipynb #59932bc4
 class SongDrop:
     "A song is given, and a model answers; `box` is the widget."
 
@@ -66,17 +67,15 @@ class SongDrop:
         self.model, self.config, self.filling = model, config, False
         self.heard, self.curve = None, None
         self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
-        options = [("or choose one", None), *(songs or {}).items()]
+        options = [("or choose one", ""), *(songs or {}).items()]
         self.songs = ipywidgets.Dropdown(options=options)
         self.axis = ipywidgets.Dropdown(
             options=[("valence", 0), ("arousal", 1)], value=1, description="what raised"
         )
         slow = {"continuous_update": False, "step": 0.5, "layout": {"width": "24rem"}}
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
-        self.told, self.line = ipywidgets.HTML(), ipywidgets.Image(format="png")
-        self.picture, self.sounds = ipywidgets.Image(format="png"), [silent_player() for _ in "12"]
-        for image in (self.line, self.picture):
-            image.layout.max_width = "100%"
+        self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
+        self.sounds = [silent_player(), silent_player()]
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
         top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
@@ -95,7 +94,8 @@ class SongDrop:
             self.told.value = html.escape(str(error).replace(str(song), Path(song).name))
             return
         said, self.curve = self.model.predict(self.heard), self.model.curve(self.heard)
-        self.told.value = emotions_table([song], [said]).to_html(index=False, border=0)
+        table = emotions_table([song], [said]).T.to_html(header=False, border=0)
+        self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
         self.peak()
         self.answer.layout.display = ""
 
@@ -120,8 +120,10 @@ class SongDrop:
         )
         self.line.value = self._curve_png(told)
         title = f"{told['begin']:.1f} to {told['end']:.1f} s: what raised {self._name()}"
-        figure = plot_in_pairs([(title, told["log_mel"])], self.config.audio)
-        veil_irrelevant(figure.axes[0], told["relevance"])
+        figure = plot_song(told["log_mel"], self.config.audio, title=title)
+        panel = figure.axes[0]
+        panel.images[0].set_extent((told["begin"], told["end"], *panel.get_ylim()))
+        veil_irrelevant(panel, told["relevance"])
         self.picture.value = png_bytes(figure)
         for sound, wave in zip(self.sounds, told["waves"], strict=True):
             put_sound(sound, wave, self.config.audio.sample_rate, play=False)

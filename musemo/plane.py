@@ -3,18 +3,18 @@
 # %% auto #0
 __all__ = ['render_plane', 'point_label', 'plane_page', 'PlaneExplorer']
 
-# %% ../nbs/08_audio.ipynb #e5275980
+# %% ../nbs/08_audio.ipynb #3dcbecc5
 import base64
 
 import numpy as np
 from IPython.display import HTML
-from ipywidgets import Button, FloatSlider, GridBox, Image, Label, Layout, VBox
+from ipywidgets import Button, FloatSlider, GridBox, Label, Layout, VBox
 
 from .audio import invert_log_mel, keep_from_clipping
 from .config import AudioConfig, Config
 from .core import Run, pick_device, seed_for, wav_bytes
 from .listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
-from .widgets import put_sound, silent_player
+from .widgets import empty_picture, put_sound, silent_player
 
 # %% ../nbs/08_audio.ipynb #f3b06e9f
 def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, waves, files
@@ -76,7 +76,7 @@ _plane_style = """
 .plane audio { width: 100%; }
 """
 
-# %% ../nbs/08_audio.ipynb #6a7b69cb
+# %% ../nbs/08_audio.ipynb #c8fed164
 class PlaneExplorer:
     "A valence-arousal plane to click on; `box` is the widget."
 
@@ -89,8 +89,7 @@ class PlaneExplorer:
         ]
         self.valence = FloatSlider(min=-1, max=1, description="valence", **around)
         self.arousal = FloatSlider(min=-1, max=1, description="arousal", **around)
-        self.label, self.picture = Label(), Image(format="png", layout=Layout(max_width="100%"))
-        self.sound = silent_player()
+        self.label, self.picture, self.sound = Label(), empty_picture(), silent_player()
         for i, button in enumerate(self.buttons):
             button.on_click(lambda _, i=i: self.go(*self.plane["points"][i], play=True))
         for slider in (self.valence, self.arousal):

@@ -84,7 +84,7 @@ MAY_IMPORT = {
         *("answers", "hearing", "model_card"),
     },
     "drop_song": {
-        *("core", "config", "audio", "listening", "widgets"),
+        *("core", "config", "song_browser", "audio", "listening", "widgets"),
         *("answers", "explanation", "hearing", "prediction"),
     },
     "evaluation": {

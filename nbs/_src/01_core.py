@@ -41,7 +41,7 @@ import io
 
 import matplotlib.pyplot as plt
 import numpy as np
-from ipywidgets import Audio
+from ipywidgets import Audio, Image
 
 from musemo.core import wav_bytes
 
@@ -466,6 +466,11 @@ def png_bytes(figure: plt.Figure) -> bytes:
     figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
     return file.getvalue()
+
+
+def empty_picture() -> Image:
+    "Open a picture without a content, no wider than the page and never blown up."
+    return Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
 
 
 def silent_player() -> Audio:

@@ -76,7 +76,7 @@ import pandas as pd
 from musemo.config import AudioConfig, Config
 from musemo.core import COLORS, MusemoError, Run, plot_log_mel, subplots
 from musemo.data import decode, list_songs
-from musemo.widgets import png_bytes, put_sound, silent_player
+from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
 
 # %%
 #| hide
@@ -817,17 +817,19 @@ def plot_songs(
     axes.legend(loc="upper left")
 
 
-def song_png(
+def plot_song(
     log_mel: np.ndarray,  # (M, T) in [-1, 1]
     audio: AudioConfig,
-) -> bytes:
-    "Draw a song's spectrogram."
+    *,
+    title: str = "",
+) -> plt.Figure:
+    "Draw a song's spectrogram as wide as a page."
     figure, axes = subplots(size=(7, 2.4))
     bands = librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
-    grid = {"sample_rate": audio.sample_rate, "hop": audio.hop, "bands": bands}
+    grid = {"sample_rate": audio.sample_rate, "hop": audio.hop, "bands": bands, "title": title}
     image = plot_log_mel(axes, audio.to_db(log_mel), **grid, limits=(audio.db_min, audio.db_max))
     figure.colorbar(image, label="level (dB)")
-    return png_bytes(figure)
+    return figure
 
 
 # %%
@@ -898,12 +900,11 @@ class SongBrowser:
         words = {"placeholder": "number, artist or file", "continuous_update": False}
         self.search = ipywidgets.Text(description="search", **words)
         self.list = ipywidgets.Select(rows=14, layout={"width": "20rem"})
-        self.picture, self.sound = ipywidgets.Image(format="png"), silent_player()
+        self.picture, self.sound = empty_picture(), silent_player()
         self.label, self.plane = ipywidgets.HTML(), ipywidgets.Image(format="png")
         plane, self.buttons = click_plane(self.plane, self.go)
         chooser = ipywidgets.VBox([self.part, self.search, self.list])
         top = ipywidgets.HBox([plane, chooser], layout={"flex_flow": "row wrap"})
-        self.picture.layout.max_width = "100%"
         self.box = ipywidgets.VBox([top, self.label, self.picture, self.sound])
         self.part.observe(lambda _: self.fill(), "value")
         self.search.observe(lambda _: self.fill(), "value")
@@ -944,8 +945,8 @@ class SongBrowser:
         song, self.shown = self.songs.loc[index], int(index)
         self.filling, self.list.value = True, self.shown
         self.filling = False
-        told = song_label(song)
-        self.picture.value = song_png(self.log_mel[song["row"], :, : song["frames"]], self.audio)
+        told, log_mel = song_label(song), self.log_mel[song["row"], :, : song["frames"]]
+        self.picture.value = png_bytes(plot_song(log_mel, self.audio))
         self.plane.value = _plane_png(self.songs.loc[self.near.index], self.shown)
         try:
             wave = decode(self.files.get(song["song_id"]) or song["file"], self.audio)

@@ -52,13 +52,13 @@ import base64
 
 import numpy as np
 from IPython.display import HTML
-from ipywidgets import Button, FloatSlider, GridBox, Image, Label, Layout, VBox
+from ipywidgets import Button, FloatSlider, GridBox, Label, Layout, VBox
 
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import AudioConfig, Config
 from musemo.core import Run, pick_device, seed_for, wav_bytes
 from musemo.listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
-from musemo.widgets import put_sound, silent_player
+from musemo.widgets import empty_picture, put_sound, silent_player
 
 # %%
 #| hide
@@ -796,8 +796,7 @@ class PlaneExplorer:
         ]
         self.valence = FloatSlider(min=-1, max=1, description="valence", **around)
         self.arousal = FloatSlider(min=-1, max=1, description="arousal", **around)
-        self.label, self.picture = Label(), Image(format="png", layout=Layout(max_width="100%"))
-        self.sound = silent_player()
+        self.label, self.picture, self.sound = Label(), empty_picture(), silent_player()
         for i, button in enumerate(self.buttons):
             button.on_click(lambda _, i=i: self.go(*self.plane["points"][i], play=True))
         for slider in (self.valence, self.arousal):

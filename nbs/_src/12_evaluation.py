@@ -2494,14 +2494,15 @@ import ipywidgets
 import numpy as np
 
 from musemo.answers import emotions_table, plot_curve
-from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
+from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import Config
 from musemo.core import MusemoError, subplots
 from musemo.explanation import keep_relevant, map_relevance, veil_irrelevant
 from musemo.hearing import Heard
 from musemo.listening import middle
 from musemo.prediction import EmotionModel
-from musemo.widgets import png_bytes, put_sound, silent_player
+from musemo.song_browser import plot_song
+from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
 
 
 # %%
@@ -2562,17 +2563,15 @@ class SongDrop:
         self.model, self.config, self.filling = model, config, False
         self.heard, self.curve = None, None
         self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
-        options = [("or choose one", None), *(songs or {}).items()]
+        options = [("or choose one", ""), *(songs or {}).items()]
         self.songs = ipywidgets.Dropdown(options=options)
         self.axis = ipywidgets.Dropdown(
             options=[("valence", 0), ("arousal", 1)], value=1, description="what raised"
         )
         slow = {"continuous_update": False, "step": 0.5, "layout": {"width": "24rem"}}
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
-        self.told, self.line = ipywidgets.HTML(), ipywidgets.Image(format="png")
-        self.picture, self.sounds = ipywidgets.Image(format="png"), [silent_player() for _ in "12"]
-        for image in (self.line, self.picture):
-            image.layout.max_width = "100%"
+        self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
+        self.sounds = [silent_player(), silent_player()]
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
         top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
@@ -2591,7 +2590,8 @@ class SongDrop:
             self.told.value = html.escape(str(error).replace(str(song), Path(song).name))
             return
         said, self.curve = self.model.predict(self.heard), self.model.curve(self.heard)
-        self.told.value = emotions_table([song], [said]).to_html(index=False, border=0)
+        table = emotions_table([song], [said]).T.to_html(header=False, border=0)
+        self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
         self.peak()
         self.answer.layout.display = ""
 
@@ -2616,8 +2616,10 @@ class SongDrop:
         )
         self.line.value = self._curve_png(told)
         title = f"{told['begin']:.1f} to {told['end']:.1f} s: what raised {self._name()}"
-        figure = plot_in_pairs([(title, told["log_mel"])], self.config.audio)
-        veil_irrelevant(figure.axes[0], told["relevance"])
+        figure = plot_song(told["log_mel"], self.config.audio, title=title)
+        panel = figure.axes[0]
+        panel.images[0].set_extent((told["begin"], told["end"], *panel.get_ylim()))
+        veil_irrelevant(panel, told["relevance"])
         self.picture.value = png_bytes(figure)
         for sound, wave in zip(self.sounds, told["waves"], strict=True):
             put_sound(sound, wave, self.config.audio.sample_rate, play=False)
