@@ -66,6 +66,7 @@ from musemo.spectrum import log_mel_of
 # %%
 #| export song_browser
 import html
+from pathlib import Path
 
 import ipywidgets
 import librosa
@@ -886,13 +887,24 @@ test_close(asked, [(-2 / 3, 2 / 3), (0, 0), (2 / 3, -2 / 3)], eps=1e-9)
 
 # %%
 #| export song_browser
+def song_files(config: Config) -> dict[int, Path | None]:  # song_id -> file
+    "Find each song's sound."
+    songs, _, files = list_songs(config)
+    return dict(zip(songs["song_id"], files, strict=True))
+
+
 class SongBrowser:
     "The usable songs of a run: plane, list, spectrogram, player; `box` is the widget."
 
-    def __init__(self, run: Run, config: Config):
-        songs, (listed, _, files) = run.load("songs.csv"), list_songs(config)
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        files: dict[int, Path | None] | None = None,  # from song_files; None: found here
+    ):
+        songs = run.load("songs.csv")
         self.songs = songs[songs["status"] == "ok"].reset_index(drop=True)
-        self.files = dict(zip(listed["song_id"], files, strict=True))
+        self.files = song_files(config) if files is None else files
         self.log_mel, self.audio = run.load("logmel.npy"), config.audio
         self.shown, self.filling, self.last, self.again = -1, False, None, 0
         parts = [("all parts", ""), *((part, part) for part in _parts)]
@@ -1049,11 +1061,9 @@ run.headline("03_data", number, figure)
 # The same three songs to hear.
 
 # %%
-_, _, files = list_songs(config)
+files, most = song_files(config), 8 * config.audio.sample_rate
 for song in shown.itertuples():
-    sound = decode(files[songs.index[songs["row"] == song.row][0]], config.audio)[
-        : 8 * config.audio.sample_rate
-    ]
+    sound = decode(files[song.song_id], config.audio)[:most]
     display(player(sound, config.audio.sample_rate, label=song_label(song)))
 
 # %% [markdown]
@@ -1061,5 +1071,5 @@ for song in shown.itertuples():
 # others with its labels; the cross is as wide as its raters disagreed.
 
 # %%
-browser = SongBrowser(run, config)
+browser = SongBrowser(run, config, files)
 browser.box

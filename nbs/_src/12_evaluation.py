@@ -2683,10 +2683,11 @@ from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
-from musemo.data import decode, list_songs
+from musemo.data import decode
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
+from musemo.song_browser import song_files
 from musemo.verdict import folds_tables, leakage_table
 
 run, config = open_run(run_folder, before=12)
@@ -2764,9 +2765,9 @@ print(
 # value is told by a window of some seconds, so the curve turns slowly.
 
 # %%
-listed, _, files = list_songs(config)
+files = song_files(config)
 chosen = test_songs["song_id"].iloc[np.argsort(predicted[:, 1])[len(predicted) // 2]]
-path = files[listed.index[listed["song_id"] == chosen][0]]
+path = files[chosen]
 asked = EmotionModel.from_run(run)
 said, curve = asked.predict(path), asked.curve(path)
 figure, axes = subplots(size=(9, 2.8))
@@ -2879,7 +2880,5 @@ for wave, label in zip(waves, words, strict=True):
 # curve, and hear whether what is left still sounds like the answer.
 
 # %%
-ids = dict(zip(listed["song_id"], files, strict=True))
-test_files = {f"song {i}": ids[i] for i in test_songs["song_id"]}
-drop = SongDrop(asked, config, test_files)
+drop = SongDrop(asked, config, {f"song {i}": files[i] for i in test_songs["song_id"]})
 drop.box
