@@ -906,22 +906,27 @@ def field_control(name: str, value) -> ipywidgets.ValueWidget:
     return ipywidgets.Text(value=_as_text(value), continuous_update=False, **options)
 
 
-def field_note(name: str, start, fault: str, changed: bool) -> str:  # HTML
-    "Say what a field means; then what the preset has, or what is wrong."
-    info, bad = field_info(name), ""
+def field_note(
+    name: str,
+    *,
+    fault: str = "",  # what is wrong with it
+    preset=None,  # the preset's value, where it was changed
+) -> str:  # HTML
+    "Say what a field means, and what is wrong with it or what it was."
+    info, more = field_info(name), ""
     unit, source = (info.json_schema_extra[key] for key in ("unit", "source"))
     told = info.description if unit == "-" else f"{unit}: {info.description}"
     told = f"{html.escape(told)} <em>({html.escape(source)})</em>"
     if fault:
         color = "color: var(--jp-error-color1, #c00000)"  # the notebook's own, light or dark
-        bad = f"<br><strong role='alert' style='{color}'>{html.escape(fault)}</strong>"
-    elif changed:
-        bad = f"<br><strong>changed; the preset has {html.escape(_as_text(start))}</strong>"
-    return f"<div style='line-height: 1.3'>{told}{bad}</div>"
+        more = f"<br><strong role='alert' style='{color}'>{html.escape(fault)}</strong>"
+    elif preset is not None:
+        more = f"<br><strong>changed; the preset has {html.escape(_as_text(preset))}</strong>"
+    return f"<div style='line-height: 1.3'>{told}{more}</div>"
 
 
 # %%
-note = field_note("gan.epochs", 10, "must be at least 1", True)
+note = field_note("gan.epochs", preset=10, fault="must be at least 1")
 assert "epochs: passes over the training songs <em>(specification)</em>" in note
 assert "must be at least 1</strong>" in note
 controls = [field_control(*x) for x in (("device", "cpu"), ("training.cache", True))]
@@ -973,8 +978,8 @@ class ConfigForm:
         "Say what is wrong, or how to make this configuration again."
         faults = find_faults(self.preset.value, self.values)
         for name, note in self.notes.items():
-            start = look_up(self.start, name)
-            note.value = field_note(name, start, faults.get(name, ""), name in self.values)
+            preset = look_up(self.start, name) if name in self.values else None
+            note.value = field_note(name, fault=faults.get(name, ""), preset=preset)
         self.sections.titles = [self._title(name, faults) for name in self._names()]
         if faults:
             lines = [f"{name or 'configuration'}: {rule}" for name, rule in faults.items()]
@@ -1010,7 +1015,7 @@ class ConfigForm:
             return
         start = look_up(self.start, name)
         self.values.pop(name, None)
-        if value != (start if not isinstance(value, str) else _as_text(start)):
+        if value != (_as_text(start) if isinstance(value, str) else start):
             self.values[name] = value
         self.check()
 

@@ -929,23 +929,23 @@ class SongBrowser:
         known = songs[["song_id", "artist", "file"]].fillna("").astype(str).agg(" ".join, axis=1)
         kept = known.str.lower().str.contains(text, regex=False)
         kept &= songs["split"].isin([self.part.value] if self.part.value else [*_parts])
-        self.near, self.last = songs[kept], None
+        self.listed, self.last = songs[kept], None
         self.filling = True  # the list follows, and must not answer
         self.list.options = [
             (f"{x.song_id}  V {x.valence:+.2f}  A {x.arousal:+.2f}  {x.file}", x.Index)
-            for x in self.near.itertuples()
+            for x in self.listed.itertuples()
         ]
         self.filling = False
-        if len(self.near):
-            self.show(self.near.index[0], play=False)
+        if len(self.listed):
+            self.show(self.listed.index[0], play=False)
         else:
             self.label.value = f"No song has {html.escape(self.search.value)!r} in this part."
 
     def go(self, valence: float, arousal: float) -> None:
         "Answer a click on the plane: the nearest song, or the next one there."
-        if not len(self.near):
+        if not len(self.listed):
             return
-        away = np.hypot(self.near["valence"] - valence, self.near["arousal"] - arousal)
+        away = np.hypot(self.listed["valence"] - valence, self.listed["arousal"] - arousal)
         there = away.sort_values(kind="stable").index
         there = there[: max(1, int((away < 0.1).sum()))]
         self.again = self.again + 1 if self.last == (valence, arousal) else 0
@@ -953,13 +953,13 @@ class SongBrowser:
         self.show(there[self.again % len(there)], play=True)
 
     def show(self, index: int, *, play: bool) -> None:
-        "Show a song by its row; `play` answers a click."
+        "Show a listed song by its row; `play` answers a click."
         song, self.shown = self.songs.loc[index], int(index)
         self.filling, self.list.value = True, self.shown
         self.filling = False
         told, log_mel = song_label(song), self.log_mel[song["row"], :, : song["frames"]]
         self.picture.value = png_bytes(plot_song(log_mel, self.audio))
-        self.plane.value = _plane_png(self.songs.loc[self.near.index], self.shown)
+        self.plane.value = _plane_png(self.listed, self.shown)
         try:
             wave = decode(self.files.get(song["song_id"]) or song["file"], self.audio)
             put_sound(self.sound, wave, self.audio.sample_rate, play=play)
