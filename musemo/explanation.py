@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['eager_attention', 'read_tokens', 'find_relevance', 'patch_grid', 'paint_patches', 'answer_windows', 'mask_in_order', 'deletion_test', 'score_deletion', 'plot_deletion', 'say_deletion', 'map_relevance', 'keep_relevant', 'veil_irrelevant', 'explain_run']
 
-# %% ../nbs/12_evaluation.ipynb #8751a375
+# %% ../nbs/12_evaluation.ipynb #7428ce5e
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .config import AudioConfig, Config
 from .core import COLORS, Run, cut_windows, rng_for, torch_rng_for
-from .dataset import WindowDataset
+from .dataset import WindowDataset, to_pixels
 from .metrics import interval_95
 from .readout import pool_window_tokens
 from .vit import EmotionViT, SmallViT
@@ -203,18 +203,21 @@ def say_deletion(record: dict) -> str:  # record: the content of explanation.jso
         )
     return "\n".join(lines)
 
-# %% ../nbs/12_evaluation.ipynb #da733556
+# %% ../nbs/12_evaluation.ipynb #bd79c203
 def map_relevance(
     model: EmotionViT,
-    data: WindowDataset,
-    song: int,  # its place
+    log_mel: np.ndarray,  # (M, T) in [-1, 1]
     axis: int,  # 0: valence, 1: arousal
-) -> np.ndarray:  # (M, T) of the song's valid frames
+    *,
+    width: int,  # frames of a window
+    count: int,  # windows, evenly spaced
+    image_size: int,  # pixels; 0: the window itself
+) -> np.ndarray:  # (M, T)
     "Lay the relevance of a song's windows on its spectrogram."
-    count, frames = data.config.dataset.windows_per_song, int(data.frames[song])
-    windows = torch.stack([data[song * count + i][0] for i in range(count)])
-    bands, width = data.log_mel.shape[1], data.config.window
-    found = find_relevance(model, windows, axis)
+    bands, frames = log_mel.shape
+    windows, _ = cut_windows(log_mel[None], np.array([frames]), width, per_song=count)
+    looks = {"mean": tuple(model.mean), "std": tuple(model.std)}
+    found = find_relevance(model, to_pixels(torch.from_numpy(windows), image_size, **looks), axis)
     painted = paint_patches(found, patch_grid(model), (bands, width))[:, 0].numpy()  # (K, M, width)
     # Cut from a ruler instead of a song, windows tell their places; -1 is padding.
     ruler = np.arange(frames, dtype=np.float32)[None, None]

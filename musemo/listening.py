@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['AUDIO_UNITS', 'middle', 'thumbnail', 'spectrogram_png', 'card', 'lay_out', 'nearest_songs', 'round_trips', 'wav_name', 'save_wave', 'sound_facts', 'render_emotions', 'describe_pairs', 'emotion_table', 'describe_order']
 
-# %% ../nbs/08_audio.ipynb #61aec555
+# %% ../nbs/08_audio.ipynb #86aa1b21
 import base64
 import html
 import io
@@ -23,8 +23,9 @@ from musemo.audio import (
 )
 from .config import AudioConfig, Config
 from .core import MusemoError, Run, cut_windows, load_part, pick_device, player, seed_for
+from .widgets import png_bytes
 
-# %% ../nbs/08_audio.ipynb #84ae7348
+# %% ../nbs/08_audio.ipynb #679744c9
 def middle(
     log_mel: np.ndarray,  # (..., T)
     audio: AudioConfig,
@@ -50,10 +51,7 @@ def thumbnail(
 
 def spectrogram_png(log_mel: np.ndarray, audio: AudioConfig) -> bytes:
     "Draw one spectrogram with its axes."
-    figure, file = plot_in_pairs([("", log_mel)], audio), io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
-    plt.close(figure)
-    return file.getvalue()
+    return png_bytes(plot_in_pairs([("", log_mel)], audio))
 
 
 def card(

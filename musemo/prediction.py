@@ -80,7 +80,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #43e0386a
+# %% ../nbs/12_evaluation.ipynb #cfa36741
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -119,8 +119,12 @@ class EmotionModel(nn.Module, SharedModel):
         "Predict valence and arousal of pictures."
         return self.network(pixels)
 
-    def hear(self, song: str | PathLike | np.ndarray, sample_rate: int | None = None) -> Heard:
-        "Hear a song as this model does."
+    def hear(
+        self, song: str | PathLike | np.ndarray | Heard, sample_rate: int | None = None
+    ) -> Heard:
+        "Hear a song as this model does; what it has heard stands for the song in all its methods."
+        if isinstance(song, Heard):
+            return song
         return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
 
     def predict(

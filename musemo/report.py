@@ -61,7 +61,9 @@ def write_report(notebook: Path) -> Path:
             for out in cell.get("outputs", [])
             if out.get("name") != "stderr" and _WIDGET not in out.get("data", {})
         ]
-    content.cells = _result_first(content.cells)
+    # A page says what was done, not how the package came to where the notebook is opened.
+    kept = [cell for cell in content.cells if "install" not in cell.metadata.get("tags", [])]
+    content.cells = _result_first(kept)
     template = DictLoader({"report.html.j2": _REPORT})
     exporter = HTMLExporter(
         embed_images=True,

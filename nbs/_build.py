@@ -21,6 +21,14 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# Every notebook's first code, in no source: a notebook opened from GitHub has no package beside it.
+INSTALL = """#| hide
+# Colab and Kaggle do not have the package yet. Elsewhere this does nothing.
+from importlib.util import find_spec
+
+if not find_spec("musemo"):
+    %pip install -q "musemo[demo] @ git+https://github.com/musemo/musemo"
+"""
 
 
 def stamp(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
@@ -43,6 +51,13 @@ def stamp(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     nbformat.validate(notebook)
     path.write_text(nbformat.writes(notebook, indent=1) + "\n")
+
+
+def with_install(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "Put the cell that installs the package behind the title."
+    cell = nbformat.v4.new_code_cell(INSTALL.strip(), metadata={"tags": ["install"]})
+    notebook.cells.insert(2, cell)
+    return notebook
 
 
 def directive(cell: nbformat.NotebookNode, name: str) -> bool:
@@ -104,7 +119,8 @@ def open_second_module(source: Path, root: Path) -> None:
 
 def build(root: Path) -> None:
     for source in sorted((root / "nbs/_src").glob("[0-9]*.py")):
-        write(stamp(jupytext.read(source), source.stem), root / "nbs" / f"{source.stem}.ipynb")
+        notebook = stamp(with_install(jupytext.read(source)), source.stem)
+        write(notebook, root / "nbs" / f"{source.stem}.ipynb")
         open_second_module(source, root)
     subprocess.run([Path(sys.executable).parent / "nbdev_export"], cwd=root, check=True)
     build_kernel(root)
@@ -114,6 +130,7 @@ def pull(root: Path) -> None:
     for path in sorted((root / "nbs").glob("[0-9]*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata = {}
+        notebook.cells = [x for x in notebook.cells if "install" not in x.metadata.get("tags", [])]
         for cell in notebook.cells:
             tags = cell.metadata.get("tags")
             cell.metadata = {"tags": tags} if tags else {}

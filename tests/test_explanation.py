@@ -124,7 +124,8 @@ def test_a_run_is_explained_alike_twice(tmp_path, size):
     explain_run(run, config, model, data)
     assert run.path("explanation.json").read_bytes() == first
     for song, frames in ((0, 40), (1, 130)):
-        relevance = map_relevance(model, data, song, 0)
+        windows = {"width": config.window, "count": 2, "image_size": size}
+        relevance = map_relevance(model, data.log_mel[song][:, :frames], 0, **windows)
         assert relevance.shape == (128, frames) and np.isfinite(relevance).all()
         kept = keep_relevant(
             data.log_mel[song][:, :frames], relevance, config.audio, share=0.2, turned_down=30.0

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "nbs"))
@@ -18,13 +20,16 @@ MAY_IMPORT = {
     "core": set(),
     "tracking": {"core"},
     "memory": {"core"},
+    "widgets": {"core"},
     "settings": set(),
     "vit_settings": {"settings"},
     "config": {"settings", "vit_settings"},
     "presets": {"config"},
+    "form": {"config", "presets"},
     "annotations": {"core"},
     "spectrum": {"config"},
     "data": {"core", "config", "annotations", "spectrum"},
+    "song_browser": {"core", "config", "data", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
     "residual": {"config", "gan"},
@@ -51,8 +56,8 @@ MAY_IMPORT = {
     "quality_plots": {"core", "config"},
     "synthesis": {"core", "config", "data", "drawing", "pieces"},
     "audio": {"core", "config", "spectrum"},
-    "listening": {"core", "config", "audio"},
-    "plane": {"core", "config", "audio", "listening"},
+    "listening": {"core", "config", "audio", "widgets"},
+    "plane": {"core", "config", "audio", "listening", "widgets"},
     "augmentation": {"config"},
     "dataset": {"core", "config", "data", "augmentation"},
     "descriptors": {"config"},
@@ -82,6 +87,10 @@ MAY_IMPORT = {
         *("core", "config", "presets", "vit", "dataset"),
         *("answers", "hearing", "model_card"),
     },
+    "drop_song": {
+        *("core", "config", "song_browser", "audio", "listening", "widgets"),
+        *("answers", "explanation", "hearing", "prediction"),
+    },
     "evaluation": {
         *("core", "config", "presets", "data", "audio"),
         *("descriptors", "readout", "vit", "dataset", "metrics", "verdict", "intervals"),
@@ -94,6 +103,10 @@ BY_HAND = {
 SECOND = {
     "tracking",
     "memory",
+    "drop_song",
+    "song_browser",
+    "form",
+    "widgets",
     "settings",
     "vit_settings",
     "presets",
@@ -238,12 +251,15 @@ def test_importing_takes_under_five_seconds(module):
     assert float(result.stdout) < 5
 
 
+def copy_forms(folder: Path) -> None:
+    "Copy the sources and all that is built from them."
+    for name in ("nbs", "musemo", "kaggle", "settings.ini", "setup.py", ".ruff.toml"):
+        subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
+
+
 def test_a_drifted_form_is_noticed(tmp_path):
     build = importlib.import_module("_build")
-    for name in ("nbs", "musemo", "kaggle"):
-        subprocess.run(["cp", "-r", ROOT / name, tmp_path / name], check=True)
-    for name in ("settings.ini", "setup.py"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+    copy_forms(tmp_path)
     module = tmp_path / "musemo/core.py"
     module.write_text(module.read_text() + "\nx = 1\n")
     (tmp_path / "nbs/13_old.ipynb").write_text("{}")
@@ -252,14 +268,48 @@ def test_a_drifted_form_is_noticed(tmp_path):
 
 def test_an_edited_notebook_comes_back_to_its_source(tmp_path):
     build = importlib.import_module("_build")
-    subprocess.run(["cp", "-r", ROOT / "nbs", ROOT / ".ruff.toml", tmp_path], check=True)
+    copy_forms(tmp_path)
     before = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
     build.pull(tmp_path)
     after = {path.name: path.read_text() for path in (tmp_path / "nbs/_src").glob("[0-9]*.py")}
-    assert [name for name in before if before[name].strip() != after[name].strip()] == []
+    assert before == after
     path = tmp_path / "nbs/01_core.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source += "\n\nAn edit made in Jupyter."
+    code = next(cell for cell in notebook.cells if "def seed_for(" in cell.source)
+    code.source = code.source.replace("Derive the seed", "Find the seed")
+    code.outputs = [nbformat.v4.new_output("stream", text="what Jupyter leaves")]
     nbformat.write(notebook, path)
     build.pull(tmp_path)
-    assert "# An edit made in Jupyter." in (tmp_path / "nbs/_src/01_core.py").read_text()
+    source = (tmp_path / "nbs/_src/01_core.py").read_text()
+    assert "# An edit made in Jupyter." in source and '"Find the seed of one use' in source
+    build.build(tmp_path)
+    built = nbformat.read(path, as_version=4)
+    pairs = [[(x.cell_type, x.source) for x in book.cells] for book in (built, notebook)]
+    assert pairs[0] == pairs[1]
+    assert '"Find the seed of one use' in (tmp_path / "musemo/core.py").read_text()
+    assert build.check(tmp_path) == []
+
+
+def test_a_notebook_installs_the_package_only_where_it_is_missing(monkeypatch):
+    install, calls = importlib.import_module("_build").INSTALL, []
+    code = TransformerManager().transform_cell(install)  # as a notebook reads %pip
+    shell = SimpleNamespace(run_line_magic=lambda *words: calls.append(words))
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == [("pip", 'install -q "musemo[demo] @ git+https://github.com/musemo/musemo"')]
+    for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
+        cells = [x.source for x in nbformat.read(path, as_version=4).cells if x.cell_type == "code"]
+        assert cells[0].startswith("#| default_exp") and cells[1] == install.strip()
+        assert install.strip() not in cells[2:]
+    assert "%pip" not in (ROOT / "kaggle/musemo.ipynb").read_text()
+
+
+def test_the_readme_opens_each_notebook_in_colab_and_on_kaggle():
+    text, page = (ROOT / "README.md").read_text(), "github.com/musemo/musemo/blob/main/nbs/"
+    for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
+        colab = f"https://colab.research.google.com/{page.replace('.com', '')}{path.name}"
+        assert f"[Colab]({colab})" in text
+        assert f"[Kaggle](https://kaggle.com/kernels/welcome?src=https://{page}{path.name})" in text

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 
 from musemo import core
@@ -122,6 +123,22 @@ def test_a_notebook_alone_gets_what_it_needs(small_config, tmp_path):
     assert opened.has("songs.csv", "logmel.npy") and not opened.has("gan.safetensors")
 
 
+def test_notebooks_run_alone_anywhere_in_any_order(tmp_path, monkeypatch):
+    "A late one first: each in a fresh kernel, in a folder that is no clone."
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("11_vit_training", "03_data"):
+        papermill.execute_notebook(
+            ROOT / f"nbs/{name}.ipynb",
+            tmp_path / f"{name}.ipynb",
+            cwd=tmp_path,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+        assert Run(tmp_path / "runs/notebook").has(f"figures/{name}.png")
+    assert Run(tmp_path / "runs/notebook").has("vit.safetensors", "songs.csv")
+    assert not (tmp_path / "runs/notebook/metrics.json").exists()  # section 12 was not asked for
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.csv"
     write_atomic(path, pd.DataFrame({"x": [1]}))
@@ -207,8 +224,6 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "kaggle/musemo.ipynb", as_version=4)
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "import musemo" not in source and "from musemo" not in source
-    import papermill
-
     # Kernels look in their own folder first: an import of the package would fail there.
     (tmp_path / "work/musemo").mkdir(parents=True)
     (tmp_path / "work/musemo/__init__.py").write_text(

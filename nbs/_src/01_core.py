@@ -36,6 +36,16 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 # %%
+#| export widgets
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ipywidgets import Audio, Image
+
+from musemo.core import wav_bytes
+
+# %%
 #| hide
 import tempfile
 
@@ -591,6 +601,59 @@ def player(
 tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
 assert "a &lt;b&gt; tone" in player(tone, 16000, label="a <b> tone").data
 player(tone, 16000, label="440 Hz, half a second")
+
+
+# %% [markdown]
+# A widget shows pictures and plays sound as well, as bytes that the kernel hands it. It must not
+# sound because a cell is shown, only after a click; and a second click must be heard, though the
+# sound is the same.
+
+
+# %%
+#| export widgets
+def png_bytes(figure: plt.Figure) -> bytes:
+    "Make the content of a .png file of a figure, and close the figure."
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80)
+    plt.close(figure)
+    return file.getvalue()
+
+
+def empty_picture() -> Image:
+    "Open a picture without a content, no wider than the page and never blown up."
+    return Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+
+
+def silent_player() -> Audio:
+    "Open a player without a sound."
+    return Audio(format="wav", autoplay=False, loop=False)
+
+
+def put_sound(
+    sound: Audio,
+    wave: np.ndarray,  # (S,) in [-1, 1]
+    sample_rate: int,  # Hz
+    *,
+    play: bool,  # at once: the answer to a click
+) -> None:
+    "Give a player another sound."
+    if play:
+        sound.value = b""  # the same sound again would be no change, and stay silent
+    # One message for both: autoplay alone would start the old sound.
+    with sound.hold_sync():
+        sound.autoplay = play
+        sound.value = wav_bytes(wave, sample_rate)
+
+
+# %%
+sound = silent_player()
+heard = []
+sound.observe(lambda change: heard.append(change["new"][:4]), "value")
+put_sound(sound, tone, 16000, play=False)
+test_eq((sound.autoplay, heard), (False, [b"RIFF"]))
+put_sound(sound, tone, 16000, play=True)
+test_eq((sound.autoplay, heard), (True, [b"RIFF", b"", b"RIFF"]))
+test_eq(png_bytes(subplots()[0])[1:4], b"PNG")
 
 # %% [markdown]
 # ## What a run ran on

@@ -59,6 +59,26 @@ from pydantic import BaseModel, ValidationError
 from musemo.config import Config
 
 # %%
+#| export form
+import html
+import json
+import shlex
+from typing import Literal, get_args, get_origin
+
+import ipywidgets
+
+from musemo.config import Config
+from musemo.presets import (
+    PRESETS,
+    changed_values,
+    field_info,
+    field_table,
+    find_faults,
+    look_up,
+    make_config,
+)
+
+# %%
 #| hide
 import numpy as np
 from fastcore.test import test_close, test_eq, test_fail
@@ -665,11 +685,15 @@ def _parse(text):
     return text
 
 
+def _rule(fault: dict) -> str:
+    "Say the rule that was broken."
+    return fault["msg"].removeprefix("Value error, ")
+
+
 def _explain(error: ValidationError) -> str:
     "Say the first fault as: field = value: rule."
     fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"]) or "configuration"
-    rule = fault["msg"].removeprefix("Value error, ")
+    field, rule = ".".join(str(part) for part in fault["loc"]) or "configuration", _rule(fault)
     shown = "" if isinstance(fault["input"], dict | BaseModel) else f" = {fault['input']!r}"
     more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
     return f"{field}{shown}: {rule}{more}"
@@ -702,6 +726,21 @@ def read_config(tree: dict) -> Config:
         raise ValueError(_explain(error)) from error
 
 
+def find_faults(preset: str, values: dict) -> dict[str, str]:  # field, section or "" -> rules
+    "Say everything that is wrong, for each field; rules between fields stand at their section."
+    faults: dict = {}
+    try:
+        make_config(preset, values)
+    except ValueError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        for fault in error.__cause__.errors():
+            # A place in a list is a number; the fault belongs to the whole field.
+            field = ".".join(part for part in fault["loc"] if isinstance(part, str))
+            faults.setdefault(field, []).append(_rule(fault))
+    return {field: "; ".join(rules) for field, rules in faults.items()}
+
+
 # %% [markdown]
 # The specification's numbers are the defaults, and a wrong value says what is wrong with it.
 
@@ -717,6 +756,9 @@ test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = '
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
+faults = find_faults("demo", {"gan.epochs": 0, "flow.channels": "[8, 9]", "data.test": 0.7})
+test_eq(set(faults), {"gan.epochs", "flow.channels", "data"})
+test_eq((faults["data"][-20:], find_faults("demo", {})), ("at least 0.2 for training"[-20:], {}))
 test_eq((full.generators, make_config("demo").generators), (("gan",), ("residual", "flow")))
 test_fail(lambda: make_config("full", {"synthesis.generator": "flow"}), contains="best or one of")
 test_fail(lambda: make_config("full", {"training.recipe": "small"}), contains="vit.weights=scratch")
@@ -741,13 +783,18 @@ def flatten(config: Config) -> dict:
     return flat
 
 
+def field_info(name: str):
+    "Look a field up by its dotted name: its type, meaning, unit and source, as pydantic has them."
+    *section, field = name.split(".")
+    model = Config.model_fields[section[0]].annotation if section else Config
+    return model.model_fields[field]
+
+
 def field_table(config: Config) -> pd.DataFrame:
     "Describe every field: value, unit, meaning, source."
     rows = []
     for name, value in flatten(config).items():
-        *section, field = name.split(".")
-        model = type(getattr(config, section[0])) if section else Config
-        info = model.model_fields[field]
+        info = field_info(name)
         rows.append({"field": name, "value": value, **info.json_schema_extra})
         rows[-1]["meaning"] = info.description
     return pd.DataFrame(rows)
@@ -760,6 +807,24 @@ def changed_fields(old: Config, new: Config) -> list[str]:
         f"{name}: {before[name]} -> {after[name]}" for name in after if after[name] != before[name]
     ]
 
+
+def changed_values(config: Config) -> dict:  # dotted field -> value, as JSON has it
+    "List what a configuration has changed of its preset: make_config makes it again from these."
+    before, after = flatten(make_config(config.preset)), flatten(config)
+    tree = config.model_dump(mode="json")
+    return {name: look_up(tree, name) for name in after if after[name] != before[name]}
+
+
+def look_up(tree: dict, name: str):
+    "Take a field's value out of what config.json holds."
+    section, _, field = name.rpartition(".")
+    return (tree[section] if section else tree)[field]
+
+
+# %%
+mine = make_config("demo", {"gan.epochs": "20", "training.unfreeze": "[[1, 2], [3, 4]]"})
+test_eq(changed_values(mine), {"gan.epochs": 20, "training.unfreeze": [[1, 2], [3, 4]]})
+test_eq(make_config("demo", changed_values(mine)), mine)
 
 # %%
 test_eq(changed_fields(full, make_config("full", {"gan.decay": 0.9})), ["gan.decay: 0.99 -> 0.9"])
@@ -786,6 +851,195 @@ def save_config(run, config: Config) -> pd.DataFrame:
     run.save("config.json", config_record(config))
     return field_table(config)
 
+
+# %% [markdown]
+# ## The same again
+#
+# A configuration is told in full by its preset and what was changed of it: as a call in Python,
+# and as a command. Both are made to be copied.
+
+
+# %%
+#| export form
+def _as_text(value) -> str:
+    "Write a value as --set takes it."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def config_call(config: Config) -> str:
+    "Write the call that makes a configuration."
+    values = changed_values(config)
+    return f"make_config({config.preset!r}{f', {values!r}' if values else ''})"
+
+
+def config_command(config: Config) -> str:
+    "Write the command that runs a configuration."
+    values = changed_values(config).items()
+    settings = [f"--set {shlex.quote(f'{name}={_as_text(value)}')}" for name, value in values]
+    return " ".join(["musemo run --preset", config.preset, *settings])
+
+
+# %%
+test_eq(config_call(full), "make_config('full')")
+test_eq(eval(config_call(mine)), mine)
+print(config_call(mine), config_command(mine), sep="\n")
+
+# %% [markdown]
+# ## A form
+#
+# In a notebook the fields can be filled in. What is wrong is said beside the field at once; a rule
+# between fields stands with its section. The presets' values are there to start from.
+
+# %%
+#| export form
+_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem"}}
+
+
+def field_control(name: str, value) -> ipywidgets.ValueWidget:
+    "Open the control of a field: a list of choices, a box to tick, or text."
+    kind, field = field_info(name).annotation, name.rpartition(".")[2]
+    options = {"description": field, "tooltip": name, **_wide}
+    if get_origin(kind) is Literal:
+        return ipywidgets.Dropdown(options=get_args(kind), value=value, **options)
+    if kind is bool:
+        return ipywidgets.Checkbox(value=value, indent=True, **options)
+    return ipywidgets.Text(value=_as_text(value), continuous_update=False, **options)
+
+
+def field_note(
+    name: str,
+    *,
+    fault: str = "",  # what is wrong with it
+    preset=None,  # the preset's value, where it was changed
+) -> str:  # HTML
+    "Say what a field means, and what is wrong with it or what it was."
+    info, more = field_info(name), ""
+    unit, source = (info.json_schema_extra[key] for key in ("unit", "source"))
+    told = info.description if unit == "-" else f"{unit}: {info.description}"
+    told = f"{html.escape(told)} <em>({html.escape(source)})</em>"
+    if fault:
+        color = "color: var(--jp-error-color1, #c00000)"  # the notebook's own, light or dark
+        more = f"<br><strong role='alert' style='{color}'>{html.escape(fault)}</strong>"
+    elif preset is not None:
+        more = f"<br><strong>changed; the preset has {html.escape(_as_text(preset))}</strong>"
+    return f"<div style='line-height: 1.3'>{told}{more}</div>"
+
+
+# %%
+note = field_note("gan.epochs", preset=10, fault="must be at least 1")
+assert "epochs: passes over the training songs <em>(specification)</em>" in note
+assert "must be at least 1</strong>" in note
+controls = [field_control(*x) for x in (("device", "cpu"), ("training.cache", True))]
+test_eq([type(x).__name__ for x in controls], ["Dropdown", "Checkbox"])
+test_eq(field_control("training.unfreeze", [[1, 2]]).value, "[[1, 2]]")
+
+
+# %%
+#| export form
+class ConfigForm:
+    "A configuration to fill in; `box` is the widget, `config` what it says."
+
+    def __init__(self, config: Config):
+        self.values, self.filling = changed_values(config), False  # what differs from the preset
+        self.preset = ipywidgets.Dropdown(
+            options=[*PRESETS], value=config.preset, description="preset"
+        )
+        self.reset = ipywidgets.Button(description="back to the preset")
+        fields = field_table(config).query("field != 'preset'")["field"]
+        start = config.model_dump(mode="json")
+        self.controls = {name: field_control(name, look_up(start, name)) for name in fields}
+        self.notes = {name: ipywidgets.HTML(layout={"flex": "1 1 16rem"}) for name in fields}
+        self.told, self.sections = ipywidgets.HTML(), ipywidgets.Accordion(self._rows())
+        top = ipywidgets.HBox([self.preset, self.reset], layout={"flex_flow": "row wrap"})
+        self.box = ipywidgets.VBox([top, self.told, self.sections])
+        self.preset.observe(lambda _: self.fill(), "value")
+        self.reset.on_click(lambda _: self.fill({}))
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: self._change(name, change["new"]), "value")
+        self.fill()
+
+    @property
+    def config(self) -> Config:
+        "The configuration; raises ValueError with field, value and rule where it is not valid."
+        return make_config(self.preset.value, self.values)
+
+    def fill(self, values: dict | None = None) -> None:
+        "Show the preset's values, changed by `values`, or by what was changed so far."
+        self.values = self.values if values is None else values
+        self.start = make_config(self.preset.value).model_dump(mode="json")
+        self.filling = True  # the controls follow, and must not answer
+        for name, control in self.controls.items():
+            value = self.values.get(name, look_up(self.start, name))
+            control.value = _as_text(value) if isinstance(control, ipywidgets.Text) else value
+        self.filling = False
+        self.check()
+
+    def check(self) -> None:
+        "Say what is wrong, or how to make this configuration again."
+        faults = find_faults(self.preset.value, self.values)
+        for name, note in self.notes.items():
+            preset = look_up(self.start, name) if name in self.values else None
+            note.value = field_note(name, fault=faults.get(name, ""), preset=preset)
+        self.sections.titles = [self._title(name, faults) for name in self._names()]
+        if faults:
+            lines = [f"{name or 'configuration'}: {rule}" for name, rule in faults.items()]
+            self.told.value = _as_blocks({"To mend first:": "\n".join(lines)})
+        else:
+            texts = {"In Python:": config_call(self.config)}
+            self.told.value = _as_blocks(texts | {"Command:": config_command(self.config)})
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.controls))
+
+    def _rows(self) -> list:
+        "Lay out each section's fields, a row each."
+        rows: dict = {name: [] for name in self._names()}
+        for name, control in self.controls.items():
+            row = ipywidgets.HBox([control, self.notes[name]], layout={"flex_flow": "row wrap"})
+            rows[name.rpartition(".")[0]].append(row)
+        return [ipywidgets.VBox(part) for part in rows.values()]
+
+    def _title(self, section: str, faults: dict) -> str:
+        "Name a section, with how many of its fields are changed and how many rules are broken."
+        counts = {"changed": self.values, "wrong": faults}
+        told = [
+            f"{n} {word}"
+            for word, names in counts.items()
+            if (n := sum(section in (x, x.rpartition(".")[0]) for x in names))
+        ]
+        return ", ".join([section or "general", *told])
+
+    def _change(self, name: str, value) -> None:
+        "Take a field over from its control."
+        if self.filling:
+            return
+        start = look_up(self.start, name)
+        self.values.pop(name, None)
+        if value != (_as_text(start) if isinstance(value, str) else start):
+            self.values[name] = value
+        self.check()
+
+
+def _as_blocks(texts: dict[str, str]) -> str:  # HTML
+    "Show texts to be copied, each under its title."
+    style = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .5rem"
+    blocks = [f"{k}<pre style='{style}'>{html.escape(x)}</pre>" for k, x in texts.items()]
+    return f"<div style='line-height: 1.3'>{''.join(blocks)}</div>"
+
+
+# %%
+form = ConfigForm(mine)
+test_eq(form.config, mine)
+form.controls["gan.epochs"].value = "none"
+assert "unable to parse string as an integer" in form.notes["gan.epochs"].value
+assert "gan, 1 changed, 1 wrong" in form.sections.titles and "To mend first" in form.told.value
+form.controls["gan.epochs"].value = "7"
+test_eq((form.config.gan.epochs, form.values["gan.epochs"]), (7, "7"))
+form.preset.value = "smoke"
+test_eq((form.config.preset, form.config.gan.epochs, form.config.flow.steps), ("smoke", 7, 6))
+form.reset.click()
+test_eq(form.config, make_config("smoke"))
+form.box
 
 # %% [markdown]
 # ## On the run
@@ -820,3 +1074,12 @@ axes.step(epochs, blocks, where="mid", color=COLORS["model"])
 axes.set(title="Trainable blocks of the ViT", xlabel="epoch", ylabel="last blocks (count)")
 axes.set_ylim(0, blocks.max() + 1)
 run.headline("02_config", f"{len(table)} fields, preset {config.preset}", figure)
+
+# %% [markdown]
+# This configuration once more, to copy. In a notebook the form below starts from it, and
+# `form.config` is what it says.
+
+# %%
+print(config_call(config), config_command(config), sep="\n")
+form = ConfigForm(config)
+form.box

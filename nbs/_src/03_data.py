@@ -65,6 +65,22 @@ from musemo.core import MusemoError, Run, progress, rng_for, write_atomic
 from musemo.spectrum import log_mel_of
 
 # %%
+#| export song_browser
+import html
+from pathlib import Path
+
+import ipywidgets
+import librosa
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from musemo.config import AudioConfig, Config
+from musemo.core import COLORS, MusemoError, Run, plot_log_mel, subplots
+from musemo.data import decode, list_songs
+from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
+
+# %%
 #| hide
 import tempfile
 
@@ -770,6 +786,213 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
 
 
 # %% [markdown]
+# ## Songs to look through
+#
+# Labels are means over people who disagree. So a song is shown with its raters' spread: as a cross
+# on the plane, and in words.
+
+
+# %%
+#| export song_browser
+def song_label(song) -> str:  # song: a row of songs.csv
+    "Say a song's number, part and labels, each with the spread over its raters."
+    told = []
+    for axis in ("valence", "arousal"):
+        spread = getattr(song, f"{axis}_std")
+        ends = "spread not known" if np.isnan(spread) else f"raters +- {spread:.2f}"
+        told.append(f"{axis} {getattr(song, axis):+.2f} ({ends})")
+    return f"song {song.song_id} ({song.split}): {', '.join(told)}"
+
+
+_parts = {"train": ("real", "o"), "val": ("third", "^"), "test": ("model", "s")}
+
+
+def plot_songs(
+    axes: plt.Axes,
+    songs: pd.DataFrame,  # usable rows of songs.csv
+    *,
+    chosen: int | None = None,  # index of a song to mark, with its raters' spread
+) -> None:
+    "Draw songs on the valence-arousal plane, a colour and a mark for each part."
+    for split, (color, mark) in _parts.items():
+        part, options = songs[songs["split"] == split], {"s": 14, "marker": mark, "label": split}
+        axes.scatter(part["valence"], part["arousal"], color=COLORS[color], **options)
+    if chosen is not None:
+        at = songs.loc[chosen, ["valence", "arousal", "valence_std", "arousal_std"]].astype(float)
+        spread = {"xerr": at["valence_std"], "yerr": at["arousal_std"]}
+        axes.errorbar(at["valence"], at["arousal"], **spread, fmt="o", ms=9, mfc="none", color="k")
+    axes.set(xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]")
+    axes.legend(loc="upper left")
+
+
+def plot_song(
+    log_mel: np.ndarray,  # (M, T) in [-1, 1]
+    audio: AudioConfig,
+    *,
+    title: str = "",
+) -> plt.Figure:
+    "Draw a song's spectrogram as wide as a page."
+    figure, axes = subplots(size=(7, 2.4))
+    bands = librosa.mel_frequencies(audio.n_mels, fmin=audio.f_min, fmax=audio.f_max)
+    grid = {"sample_rate": audio.sample_rate, "hop": audio.hop, "bands": bands, "title": title}
+    image = plot_log_mel(axes, audio.to_db(log_mel), **grid, limits=(audio.db_min, audio.db_max))
+    figure.colorbar(image, label="level (dB)")
+    return figure
+
+
+# %%
+rated = pd.DataFrame({"song_id": range(4), "split": ["train", "train", "val", "test"]})
+rated["valence"], rated["arousal"] = [-0.5, 0.5, 0.4, 0.0], [-0.5, 0.5, 0.6, 0.0]
+rated["valence_std"], rated["arousal_std"] = [0.2, np.nan, 0.3, 0.2], 0.1
+labels = [song_label(song) for song in rated.itertuples()]
+assert labels[0].startswith("song 0 (train): valence -0.50 (raters +- 0.20), arousal -0.50")
+assert "valence +0.50 (spread not known)" in labels[1]
+figure, axes = subplots()
+plot_songs(axes, rated, chosen=2)
+
+
+# %% [markdown]
+# A click on the plane goes to the nearest song, a second click at the same place to the next one
+# there. The plane is a picture under a grid of buttons without colour: every notebook shows that,
+# and a grid does not grow with the songs. By keyboard, the list leads to each of them.
+
+
+# %%
+#| export song_browser
+def click_plane(
+    picture: ipywidgets.Image,
+    go,  # called with valence and arousal
+    *,
+    side: int = 15,  # buttons
+) -> tuple[ipywidgets.GridBox, list[ipywidgets.Button]]:  # buttons row by row, the top one first
+    "Lay buttons over a picture of the plane."
+    each = ipywidgets.Layout(width="auto", height="auto", margin="0", padding="0", border="none")
+    style, buttons = ipywidgets.ButtonStyle(button_color="transparent"), []
+    middles = (2 * np.arange(side) + 1) / side - 1
+    for arousal in middles[::-1]:
+        for valence in middles:
+            tip = f"valence {valence:+.1f}, arousal {arousal:+.1f}"
+            button = ipywidgets.Button(tooltip=tip, layout=each, style=style, tabbable=False)
+            button.on_click(lambda _, at=(float(valence), float(arousal)): go(*at))
+            buttons.append(button)
+    same = {"grid_area": "1 / 1 / 2 / 2", "width": "100%", "height": "100%", "margin": "0"}
+    picture.layout = same
+    repeat = f"repeat({side}, minmax(0, 1fr))"
+    tracks = {"grid_template_columns": repeat, "grid_template_rows": repeat, "grid_gap": "0"}
+    over = ipywidgets.GridBox(buttons, layout=same | tracks)
+    one = {"grid_template_columns": "20rem", "grid_template_rows": "20rem"}
+    return ipywidgets.GridBox([picture, over], layout=one | {"overflow": "hidden"}), buttons
+
+
+# %%
+asked = []
+plane, buttons = click_plane(ipywidgets.Image(), lambda *at: asked.append(at), side=3)
+for place in (0, 4, 8):
+    buttons[place].click()
+test_close(asked, [(-2 / 3, 2 / 3), (0, 0), (2 / 3, -2 / 3)], eps=1e-9)
+
+
+# %%
+#| export song_browser
+def song_files(config: Config) -> dict[int, Path | None]:  # song_id -> file
+    "Find each song's sound."
+    songs, _, files = list_songs(config)
+    return dict(zip(songs["song_id"], files, strict=True))
+
+
+class SongBrowser:
+    "The usable songs of a run: plane, list, spectrogram, player; `box` is the widget."
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        files: dict[int, Path | None] | None = None,  # from song_files; None: found here
+    ):
+        songs = run.load("songs.csv")
+        self.songs = songs[songs["status"] == "ok"].reset_index(drop=True)
+        self.files = song_files(config) if files is None else files
+        self.log_mel, self.audio = run.load("logmel.npy"), config.audio
+        self.shown, self.filling, self.last, self.again = -1, False, None, 0
+        parts = [("all parts", ""), *((part, part) for part in _parts)]
+        self.part = ipywidgets.Dropdown(options=parts, description="part")
+        words = {"placeholder": "number, artist or file", "continuous_update": False}
+        self.search = ipywidgets.Text(description="search", **words)
+        self.list = ipywidgets.Select(rows=14, layout={"width": "20rem"})
+        self.picture, self.sound = empty_picture(), silent_player()
+        self.label, self.plane = ipywidgets.HTML(), ipywidgets.Image(format="png")
+        plane, self.buttons = click_plane(self.plane, self.go)
+        chooser = ipywidgets.VBox([self.part, self.search, self.list])
+        top = ipywidgets.HBox([plane, chooser], layout={"flex_flow": "row wrap"})
+        self.box = ipywidgets.VBox([top, self.label, self.picture, self.sound])
+        self.part.observe(lambda _: self.fill(), "value")
+        self.search.observe(lambda _: self.fill(), "value")
+        self.list.observe(self._choose, "value")
+        self.fill()
+
+    def fill(self) -> None:
+        "List the songs that part and search let through, and show the first."
+        text, songs = self.search.value.strip().lower(), self.songs
+        known = songs[["song_id", "artist", "file"]].fillna("").astype(str).agg(" ".join, axis=1)
+        kept = known.str.lower().str.contains(text, regex=False)
+        kept &= songs["split"].isin([self.part.value] if self.part.value else [*_parts])
+        self.listed, self.last = songs[kept], None
+        self.filling = True  # the list follows, and must not answer
+        self.list.options = [
+            (f"{x.song_id}  V {x.valence:+.2f}  A {x.arousal:+.2f}  {x.file}", x.Index)
+            for x in self.listed.itertuples()
+        ]
+        self.filling = False
+        if len(self.listed):
+            self.show(self.listed.index[0], play=False)
+        else:
+            self.label.value = f"No song has {html.escape(self.search.value)!r} in this part."
+
+    def go(self, valence: float, arousal: float) -> None:
+        "Answer a click on the plane: the nearest song, or the next one there."
+        if not len(self.listed):
+            return
+        away = np.hypot(self.listed["valence"] - valence, self.listed["arousal"] - arousal)
+        there = away.sort_values(kind="stable").index
+        there = there[: max(1, int((away < 0.1).sum()))]
+        self.again = self.again + 1 if self.last == (valence, arousal) else 0
+        self.last = (valence, arousal)
+        self.show(there[self.again % len(there)], play=True)
+
+    def show(self, index: int, *, play: bool) -> None:
+        "Show a listed song by its row; `play` answers a click."
+        song, self.shown = self.songs.loc[index], int(index)
+        self.filling, self.list.value = True, self.shown
+        self.filling = False
+        told, log_mel = song_label(song), self.log_mel[song["row"], :, : song["frames"]]
+        self.picture.value = png_bytes(plot_song(log_mel, self.audio))
+        self.plane.value = _plane_png(self.listed, self.shown)
+        try:
+            wave = decode(self.files.get(song["song_id"]) or song["file"], self.audio)
+            put_sound(self.sound, wave, self.audio.sample_rate, play=play)
+        except MusemoError as error:
+            self.sound.value, told = b"", f"{told}. {error}"
+        self.label.value = html.escape(told)
+
+    def _choose(self, change) -> None:
+        if not self.filling and change["new"] is not None:
+            self.show(change["new"], play=True)
+
+
+def _plane_png(songs: pd.DataFrame, chosen: int) -> bytes:
+    "Draw the plane from edge to edge, so that a place in the picture is a place on it."
+    figure, axes = subplots(size=(5, 5))
+    plot_songs(axes, songs, chosen=chosen)
+    figure.set_layout_engine("none")
+    axes.set(xlim=(-1, 1), ylim=(-1, 1), position=(0, 0, 1, 1))
+    axes.text(0.98, 0, "valence", va="bottom", ha="right")
+    axes.text(0, 0.98, "arousal", va="top", ha="right", rotation=90)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axvline(0, color="black", linewidth=0.6)
+    return png_bytes(figure)
+
+
+# %% [markdown]
 # ## On the run
 #
 # What the data set says of itself, what this run has of it, and what was left out.
@@ -818,11 +1041,8 @@ if audit["blocks"]:
 # %%
 usable = songs[songs["status"] == "ok"]
 figure, axes = subplots(1, 4, size=(3.4, 3))
-for split, color in zip(("train", "val", "test"), ("real", "third", "model"), strict=True):
-    part = usable[usable["split"] == split]
-    axes[0].scatter(part["valence"], part["arousal"], s=9, color=COLORS[color], label=split)
-axes[0].set(title="Songs", xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]")
-axes[0].legend()
+plot_songs(axes[0], usable)
+axes[0].set_title("Songs")
 by_arousal = usable.sort_values("arousal", ignore_index=True)
 shown = by_arousal.iloc[[0, len(by_arousal) // 2, len(by_arousal) - 1]]
 log_mel = run.load("logmel.npy")
@@ -848,10 +1068,15 @@ run.headline("03_data", number, figure)
 # The same three songs to hear.
 
 # %%
-_, _, files = list_songs(config)
+files, most = song_files(config), 8 * config.audio.sample_rate
 for song in shown.itertuples():
-    sound = decode(files[songs.index[songs["row"] == song.row][0]], config.audio)[
-        : 8 * config.audio.sample_rate
-    ]
-    label = f"song {song.song_id}: valence {song.valence:+.2f}, arousal {song.arousal:+.2f}"
-    display(player(sound, config.audio.sample_rate, label=label))
+    sound = decode(files[song.song_id], config.audio)[:most]
+    display(player(sound, config.audio.sample_rate, label=song_label(song)))
+
+# %% [markdown]
+# In a notebook, any song: a click on the plane, or the list. Listen for how far a song is from
+# others with its labels; the cross is as wide as its raters disagreed.
+
+# %%
+browser = SongBrowser(run, config, files)
+browser.box

@@ -44,6 +44,7 @@ from musemo.audio import (
 )
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, cut_windows, load_part, pick_device, player, seed_for
+from musemo.widgets import png_bytes
 
 # %%
 #| export plane
@@ -51,12 +52,13 @@ import base64
 
 import numpy as np
 from IPython.display import HTML
-from ipywidgets import Audio, Button, FloatSlider, GridBox, Image, Label, Layout, VBox
+from ipywidgets import Button, FloatSlider, GridBox, Label, Layout, VBox
 
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import AudioConfig, Config
 from musemo.core import Run, pick_device, seed_for, wav_bytes
 from musemo.listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
+from musemo.widgets import empty_picture, put_sound, silent_player
 
 # %%
 #| hide
@@ -457,10 +459,7 @@ def thumbnail(
 
 def spectrogram_png(log_mel: np.ndarray, audio: AudioConfig) -> bytes:
     "Draw one spectrogram with its axes."
-    figure, file = plot_in_pairs([("", log_mel)], audio), io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
-    plt.close(figure)
-    return file.getvalue()
+    return png_bytes(plot_in_pairs([("", log_mel)], audio))
 
 
 def card(
@@ -797,10 +796,9 @@ class PlaneExplorer:
         ]
         self.valence = FloatSlider(min=-1, max=1, description="valence", **around)
         self.arousal = FloatSlider(min=-1, max=1, description="arousal", **around)
-        self.label, self.picture = Label(), Image(format="png", layout=Layout(max_width="100%"))
-        self.sound = Audio(format="wav", autoplay=False, loop=False)
+        self.label, self.picture, self.sound = Label(), empty_picture(), silent_player()
         for i, button in enumerate(self.buttons):
-            button.on_click(lambda _, i=i: self.play(*self.plane["points"][i]))
+            button.on_click(lambda _, i=i: self.go(*self.plane["points"][i], play=True))
         for slider in (self.valence, self.arousal):
             slider.observe(self._slide, "value")
         columns = Layout(grid_template_columns=f"repeat({side}, 1fr)", max_width="20rem")
@@ -808,10 +806,10 @@ class PlaneExplorer:
         parts = [hint, GridBox(self.buttons, layout=columns), self.valence, self.arousal]
         self.box = VBox([*parts, self.label, self.picture, self.sound])
         self.moving, self.shown = False, -1
-        self.go(0.0, 0.0)
+        self.go(0.0, 0.0, play=False)
 
-    def go(self, valence: float, arousal: float) -> None:
-        "Show the point of the grid that is nearest."
+    def go(self, valence: float, arousal: float, *, play: bool) -> None:
+        "Show the point of the grid that is nearest; `play` answers a click."
         self.moving = True  # the sliders follow, and must not answer
         self.valence.value, self.arousal.value = float(valence), float(arousal)
         self.moving = False
@@ -822,20 +820,11 @@ class PlaneExplorer:
         self.shown, self.buttons[i].button_style = i, "primary"
         self.label.value = point_label(*self.plane["points"][i])
         self.picture.value = spectrogram_png(self.plane["log_mel"][i], self.audio)
-        self.sound.value = wav_bytes(self.plane["waves"][i], self.audio.sample_rate)
-
-    def play(self, valence: float, arousal: float) -> None:
-        "Answer a click: show the nearest point and play it, once more where it was shown already."
-        self.sound.value = b""  # the same sound again would be no change, and stay silent
-        # Not before a click: a page must not sound because a cell is shown. One message for both:
-        # autoplay alone would start the old sound.
-        with self.sound.hold_sync():
-            self.sound.autoplay = True
-            self.go(valence, arousal)
+        put_sound(self.sound, self.plane["waves"][i], self.audio.sample_rate, play=play)
 
     def _slide(self, _) -> None:
         if not self.moving:
-            self.play(self.valence.value, self.arousal.value)
+            self.go(self.valence.value, self.arousal.value, play=True)
 
 
 # %%

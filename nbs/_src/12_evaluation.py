@@ -27,7 +27,7 @@ import json
 import transformers
 from fastcore.test import test_close, test_eq
 
-from musemo.core import subplots
+from musemo.core import subplots, wav_bytes
 from musemo.presets import make_config
 
 
@@ -1111,7 +1111,7 @@ from torch import nn
 
 from musemo.config import AudioConfig, Config
 from musemo.core import COLORS, Run, cut_windows, rng_for, torch_rng_for
-from musemo.dataset import WindowDataset
+from musemo.dataset import WindowDataset, to_pixels
 from musemo.metrics import interval_95
 from musemo.readout import pool_window_tokens
 from musemo.vit import EmotionViT, SmallViT
@@ -1421,15 +1421,18 @@ assert "relevance finds" in say_deletion(told | {"n_songs": 30})
 #| export explanation
 def map_relevance(
     model: EmotionViT,
-    data: WindowDataset,
-    song: int,  # its place
+    log_mel: np.ndarray,  # (M, T) in [-1, 1]
     axis: int,  # 0: valence, 1: arousal
-) -> np.ndarray:  # (M, T) of the song's valid frames
+    *,
+    width: int,  # frames of a window
+    count: int,  # windows, evenly spaced
+    image_size: int,  # pixels; 0: the window itself
+) -> np.ndarray:  # (M, T)
     "Lay the relevance of a song's windows on its spectrogram."
-    count, frames = data.config.dataset.windows_per_song, int(data.frames[song])
-    windows = torch.stack([data[song * count + i][0] for i in range(count)])
-    bands, width = data.log_mel.shape[1], data.config.window
-    found = find_relevance(model, windows, axis)
+    bands, frames = log_mel.shape
+    windows, _ = cut_windows(log_mel[None], np.array([frames]), width, per_song=count)
+    looks = {"mean": tuple(model.mean), "std": tuple(model.std)}
+    found = find_relevance(model, to_pixels(torch.from_numpy(windows), image_size, **looks), axis)
     painted = paint_patches(found, patch_grid(model), (bands, width))[:, 0].numpy()  # (K, M, width)
     # Cut from a ruler instead of a song, windows tell their places; -1 is padding.
     ruler = np.arange(frames, dtype=np.float32)[None, None]
@@ -2234,8 +2237,12 @@ class EmotionModel(nn.Module, SharedModel):
         "Predict valence and arousal of pictures."
         return self.network(pixels)
 
-    def hear(self, song: str | PathLike | np.ndarray, sample_rate: int | None = None) -> Heard:
-        "Hear a song as this model does."
+    def hear(
+        self, song: str | PathLike | np.ndarray | Heard, sample_rate: int | None = None
+    ) -> Heard:
+        "Hear a song as this model does; what it has heard stands for the song in all its methods."
+        if isinstance(song, Heard):
+            return song
         return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
 
     def predict(
@@ -2470,6 +2477,198 @@ with tempfile.TemporaryDirectory() as folder:
 test_close(opened.curve(songs[2], rate).to_numpy(), curve.to_numpy(), eps=1e-6)
 
 # %% [markdown]
+# ## Give it a song
+#
+# In a notebook, a song is uploaded and answered: its emotion, its curve, and around one moment
+# what raised the answer, to see and to hear. The moment is where the curve is highest, until
+# another one is chosen: an hour is explained as fast as a minute.
+
+# %%
+#| export drop_song
+import html
+import math
+import tempfile
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+
+from musemo.answers import emotions_table, plot_curve
+from musemo.audio import invert_log_mel, keep_from_clipping
+from musemo.config import Config
+from musemo.core import MusemoError, subplots
+from musemo.explanation import keep_relevant, map_relevance, veil_irrelevant
+from musemo.hearing import Heard
+from musemo.listening import middle
+from musemo.prediction import EmotionModel
+from musemo.song_browser import plot_song
+from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
+
+
+# %%
+#| export drop_song
+def explain_moment(
+    model: EmotionModel,
+    heard: Heard,
+    config: Config,
+    axis: int,  # 0: valence, 1: arousal
+    *,
+    seconds: float,  # from the song's start
+) -> dict:  # begin, end in s; log_mel, relevance (M, T); waves (2, S): whole, what raised it alone
+    "Explain a model's answer around one moment of a song."
+    second, judge = config.audio.sample_rate / config.audio.hop, config.judgement
+    width = max(model.window, int(config.inversion.page_seconds * second))
+    room = max(heard.log_mel.shape[1] - width, 0)
+    start = int(np.clip((seconds - heard.start) * second - width / 2, 0, room))
+    log_mel = np.asarray(heard.log_mel[:, start : start + width], dtype=np.float32)
+    frames = log_mel.shape[1]
+    windows = {"width": model.window, "image_size": model.image_size}
+    windows["count"] = max(model.windows_per_song, math.ceil(frames / model.window))
+    relevance = map_relevance(model.network, log_mel, axis, **windows)
+    cut, found = (
+        middle(x, config.audio, seconds=config.inversion.page_seconds) for x in (log_mel, relevance)
+    )
+    settings = {"share": judge.kept_share, "turned_down": judge.turned_down}
+    both = np.stack([cut, keep_relevant(cut, found, config.audio, **settings)])
+    waves = invert_log_mel(both, config, seed=config.seed)
+    begin = heard.start + start / second
+    told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
+    return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
+
+
+# %%
+heard = model.hear(songs[2], rate)
+test_eq(model.predict(heard), model.predict(songs[2], rate))
+for seconds in (0, 8, 99):
+    moment = explain_moment(model, heard, small, 1, seconds=seconds)
+    test_eq(moment["relevance"].shape, moment["log_mel"].shape)
+    test_close(moment["end"] - moment["begin"], small.inversion.page_seconds, eps=0.05)
+    assert moment["begin"] >= heard.start and moment["end"] <= heard.start + heard.seconds + 0.1
+    test_eq([len(x) for x in moment["waves"]], [len(moment["waves"][0])] * 2)
+
+
+# %%
+#| export drop_song
+class SongDrop:
+    "A song is given, and a model answers; `box` is the widget."
+
+    def __init__(
+        self,
+        model: EmotionModel,
+        config: Config,  # of the run that the model is from
+        songs: dict[str, Path] | None = None,  # name -> file, to try without one of your own
+    ):
+        if model.audio != config.audio:
+            raise MusemoError("the model hears by other audio settings; give its run's config")
+        self.model, self.config, self.filling = model, config, False
+        self.heard, self.curve = None, None
+        self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
+        options = [("or choose one", ""), *(songs or {}).items()]
+        self.songs = ipywidgets.Dropdown(options=options)
+        self.axis = ipywidgets.Dropdown(
+            options=[("valence", 0), ("arousal", 1)], value=1, description="what raised"
+        )
+        slow = {"continuous_update": False, "step": 0.5, "layout": {"width": "24rem"}}
+        self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
+        self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
+        self.sounds = [silent_player(), silent_player()]
+        self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
+        wrap = {"flex_flow": "row wrap"}
+        top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
+        self.box = ipywidgets.VBox([top, self.told, self.answer])
+        self.upload.observe(self._take, "value")
+        self.songs.observe(lambda change: change["new"] and self.show(change["new"]), "value")
+        self.axis.observe(lambda _: self.peak(), "value")
+        self.moment.observe(lambda _: self.explain(), "value")
+
+    def show(self, song: str | Path) -> None:
+        "Hear a file and answer, or say why that cannot be."
+        self.told.value, self.answer.layout.display = "listening ...", "none"
+        try:
+            self.heard = self.model.hear(song)
+        except MusemoError as error:
+            self.told.value = html.escape(str(error).replace(str(song), Path(song).name))
+            return
+        said, self.curve = self.model.predict(self.heard), self.model.curve(self.heard)
+        table = emotions_table([song], [said]).T.to_html(header=False, border=0)
+        self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
+        self.peak()
+        self.answer.layout.display = ""
+
+    def peak(self) -> None:
+        "Go to the moment at which the chosen answer is highest."
+        if self.curve is None:
+            return
+        ends, highest = self.curve["seconds"], self.curve[self._name()].idxmax()
+        self.filling = True  # the slider follows, and must not answer
+        with self.moment.hold_trait_notifications():
+            self.moment.min, self.moment.max = float(ends.min()), float(ends.max())
+            self.moment.value = float(ends[highest])
+        self.filling = False
+        self.explain()
+
+    def explain(self) -> None:
+        "Show what raised the chosen answer around the chosen moment."
+        if self.filling or self.heard is None:
+            return
+        told = explain_moment(
+            self.model, self.heard, self.config, self.axis.value, seconds=self.moment.value
+        )
+        self.line.value = self._curve_png(told)
+        title = f"{told['begin']:.1f} to {told['end']:.1f} s: what raised {self._name()}"
+        figure = plot_song(told["log_mel"], self.config.audio, title=title)
+        panel = figure.axes[0]
+        panel.images[0].set_extent((told["begin"], told["end"], *panel.get_ylim()))
+        veil_irrelevant(panel, told["relevance"])
+        self.picture.value = png_bytes(figure)
+        for sound, wave in zip(self.sounds, told["waves"], strict=True):
+            put_sound(sound, wave, self.config.audio.sample_rate, play=False)
+
+    def _name(self) -> str:
+        return ("valence", "arousal")[self.axis.value]
+
+    def _rows(self) -> list:
+        "Lay out the answer."
+        judge, wrap = self.config.judgement, {"flex_flow": "row wrap"}
+        words = f"most relevant {judge.kept_share:.0%}, the rest {judge.turned_down:g} dB lower"
+        titles = ("its sound as the model hears it", f"what raised it: the {words}")
+        pairs = zip(titles, self.sounds, strict=True)
+        players = [ipywidgets.VBox([ipywidgets.HTML(title), x]) for title, x in pairs]
+        choice = ipywidgets.HBox([self.axis, self.moment], layout=wrap)
+        return [self.line, choice, self.picture, ipywidgets.HBox(players, layout=wrap)]
+
+    def _curve_png(self, told: dict) -> bytes:
+        "Draw the curve, with the part that is explained."
+        figure, axes = subplots(size=(7, 2.4))
+        plot_curve(axes, self.curve, title="Along the song")
+        axes.axvspan(told["begin"], told["end"], color="black", alpha=0.1, linewidth=0)
+        return png_bytes(figure)
+
+    def _take(self, change) -> None:
+        "Answer a file that was uploaded."
+        for file in change["new"]:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, Path(file["name"]).name)
+                path.write_bytes(file["content"])
+                self.show(path)
+
+
+# %%
+drop = SongDrop(model, small)
+content = memoryview(wav_bytes(np.tile(wave, 3), rate))
+file = {"name": "mine.wav", "type": "audio/wav", "size": len(content), "content": content}
+drop.upload.value = [file | {"last_modified": pd.Timestamp.now(tz="UTC").to_pydatetime()}]
+assert "mine.wav" in drop.told.value and drop.sounds[1].value[:4] == b"RIFF"
+before = drop.picture.value
+drop.axis.value = 0
+assert drop.picture.value[1:4] == b"PNG" and drop.picture.value != before
+drop.upload.value = [drop.upload.value[0] | {"name": "text.mp3", "content": memoryview(b"words")}]
+assert drop.told.value.startswith("text.mp3: cannot be read as sound")
+drop.show(drop.upload.value[0]["name"])
+test_eq((drop.told.value, drop.answer.layout.display), ("text.mp3: there is no such file", "none"))
+drop.box
+
+# %% [markdown]
 # ## On the run
 #
 # The figures of this run on its real test songs. MAE and RMSE are on [-1, 1]; the mean
@@ -2484,10 +2683,11 @@ from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
-from musemo.data import decode, list_songs
+from musemo.data import decode
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
+from musemo.song_browser import song_files
 from musemo.verdict import folds_tables, leakage_table
 
 run, config = open_run(run_folder, before=12)
@@ -2565,9 +2765,9 @@ print(
 # value is told by a window of some seconds, so the curve turns slowly.
 
 # %%
-listed, _, files = list_songs(config)
+files = song_files(config)
 chosen = test_songs["song_id"].iloc[np.argsort(predicted[:, 1])[len(predicted) // 2]]
-path = files[listed.index[listed["song_id"] == chosen][0]]
+path = files[chosen]
 asked = EmotionModel.from_run(run)
 said, curve = asked.predict(path), asked.curve(path)
 figure, axes = subplots(size=(9, 2.8))
@@ -2646,7 +2846,14 @@ song, maps = test_data.log_mel[i][:, : test_data.frames[i]], {}
 titles = [f"Song {test_songs['song_id'][i]}: what raised {axis}" for axis in ("valence", "arousal")]
 figure = plot_in_pairs([(title, song) for title in titles], config.audio)
 for k, panel in enumerate(figure.axes[:2]):
-    maps[k] = map_relevance(network, test_data, i, k)
+    maps[k] = map_relevance(
+        network,
+        song,
+        k,
+        width=config.window,
+        count=config.dataset.windows_per_song,
+        image_size=config.dataset.image_size,
+    )
     veil_irrelevant(panel, maps[k])
 
 # %%
@@ -2667,3 +2874,11 @@ for wave, label in zip(waves, words, strict=True):
     display(
         player(wave, config.audio.sample_rate, label=f"Song {test_songs['song_id'][i]}, {label}")
     )
+
+# %% [markdown]
+# In a notebook, the same for any song: yours, or a test song. Move the slider along the
+# curve, and hear whether what is left still sounds like the answer.
+
+# %%
+drop = SongDrop(asked, config, {f"song {i}": files[i] for i in test_songs["song_id"]})
+drop.box

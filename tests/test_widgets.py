@@ -1,0 +1,265 @@
+"""The widgets: what they answer, what they say of bad input, and one in a real JupyterLab."""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import soundfile
+
+from musemo.cli_options import configure
+from musemo.core import MusemoError, Run
+from musemo.drop_song import SongDrop
+from musemo.form import ConfigForm, config_call, config_command
+from musemo.prediction import EmotionModel
+from musemo.presets import PRESETS, field_table, flatten, make_config
+from musemo.song_browser import SongBrowser
+
+CHROMIUM = shutil.which("chromium")
+
+
+def watch(widget, trait="value"):
+    "Collect what a widget shows from now on."
+    seen = []
+    widget.observe(lambda change: seen.append(change["new"]), trait)
+    return seen
+
+
+def test_the_form_knows_every_field_and_starts_from_any_configuration():
+    form = ConfigForm(make_config("full"))
+    fields = field_table(make_config("full")).query("field != 'preset'").set_index("field")
+    assert set(form.controls) == set(form.notes) == set(fields.index)
+    for name, row in fields.iterrows():
+        assert form.controls[name].description == name.rpartition(".")[2]
+        assert row["source"] in form.notes[name].value
+    for preset in PRESETS:
+        form.preset.value = preset
+        assert form.config == make_config(preset)
+        assert config_call(form.config) in form.told.value.replace("&#x27;", "'")
+    assert ConfigForm(make_config("demo", {"seed": 3})).config.seed == 3
+
+
+def test_the_form_says_what_is_wrong_beside_the_field():
+    form = ConfigForm(make_config("smoke"))
+    notes, controls = form.notes, form.controls
+    controls["gan.epochs"].value = "0"
+    assert "greater than or equal to 1" in notes["gan.epochs"].value
+    assert "role='alert'" in notes["gan.epochs"].value and "To mend first" in form.told.value
+    with pytest.raises(ValueError, match="gan.epochs = '0'"):
+        _ = form.config
+    controls["flow.channels"].value = "[8, 16"
+    controls["data.test"].value = "0.79"  # a rule between two fields: the section's
+    assert "alert" in notes["flow.channels"].value and "alert" not in notes["data.test"].value
+    assert "data: validation + test must leave" in form.told.value
+    titles = set(form.sections.titles)
+    assert {"gan, 1 changed, 1 wrong", "data, 1 changed, 1 wrong", "audio"} <= titles
+    controls["gan.epochs"].value, controls["flow.channels"].value = "4", "[8, 16, 24]"
+    controls["data.test"].value = "0.2"  # what the preset has: no change any more
+    assert form.values == {"gan.epochs": "4", "flow.channels": "[8, 16, 24]"}
+    assert "the preset has 2" in notes["gan.epochs"].value and "alert" not in form.told.value
+    assert form.config == make_config("smoke", {"gan.epochs": 4, "flow.channels": [8, 16, 24]})
+    controls["training.recipe"].value = "spec"
+    controls["training.cache"].value = False
+    assert (form.config.training.recipe, form.config.training.cache) == ("spec", False)
+    form.reset.click()
+    assert form.config == make_config("smoke") and controls["training.cache"].value is True
+
+
+def test_what_the_form_shows_makes_the_same_configuration(tmp_path):
+    values = {"data.path": str(tmp_path / "a song's folder"), "training.unfreeze": [[1, 2], [3, 4]]}
+    values |= {"training.cache": False, "generators": ["flow"], "gan.learning_rate": 1e-5}
+    config = make_config("demo", values)
+    assert eval(config_call(config)) == config
+    words = shlex.split(config_command(config))
+    assert words[:4] == ["musemo", "run", "--preset", "demo"] and set(words[4::2]) == {"--set"}
+    assert flatten(configure(words[3], words[5::2])) == flatten(config)
+
+
+def test_a_click_on_the_plane_shows_and_plays_the_nearest_song(smoke_run, small_config):
+    browser = SongBrowser(Run(smoke_run), small_config)
+    songs = Run(smoke_run).load("songs.csv").query("status == 'ok'")
+    assert len(browser.list.options) == len(songs) and browser.sound.autoplay is False
+    shown, sounds = watch(browser.picture), watch(browser.sound)
+    side = int(len(browser.buttons) ** 0.5)
+    middles = (2 * np.arange(side) + 1) / side - 1
+    target = songs.iloc[5]
+    column, row = (np.abs(middles - target[axis]).argmin() for axis in ("valence", "arousal"))
+    at = np.array([middles[column], middles[row]])
+    away = np.hypot(*(songs[["valence", "arousal"]].to_numpy() - at).T)
+    browser.buttons[(side - 1 - row) * side + column].click()
+    nearest = songs.iloc[away.argmin()]
+    words = f"song {nearest.song_id} ({nearest.split}): valence {nearest.valence:+.2f} (raters +-"
+    assert browser.label.value.startswith(words)
+    assert f"{nearest.valence_std:.2f}" in browser.label.value
+    assert [x[:4] for x in sounds] == [b"", b"RIFF"] and browser.sound.autoplay is True
+    assert shown[-1][1:4] == b"PNG" and browser.plane.value[1:4] == b"PNG"
+    assert f"{nearest.song_id}  V" in browser.list.label
+
+
+def test_a_second_click_goes_on_to_the_next_song_there(smoke_run, small_config):
+    browser = SongBrowser(Run(smoke_run), small_config)
+    browser.songs[["valence", "arousal"]] = 0.5
+    browser.songs.loc[:1, ["valence", "arousal"]] = -0.53  # two songs near one button
+    browser.fill()
+    browser.go(-0.533, -0.533)
+    seen = [browser.shown]
+    for _ in range(2):
+        browser.go(-0.533, -0.533)
+        seen.append(browser.shown)
+    assert seen == [0, 1, 0]
+
+
+def test_the_list_is_filtered_and_leads_to_every_song(smoke_run, small_config):
+    browser = SongBrowser(Run(smoke_run), small_config)
+    songs = Run(smoke_run).load("songs.csv").query("status == 'ok'")
+    browser.part.value = "test"
+    assert len(browser.list.options) == (songs["split"] == "test").sum()
+    browser.go(0.0, 0.0)
+    assert "(test)" in browser.label.value  # the plane knows the songs of the list only
+    browser.part.value, browser.search.value = "", "16.mp3"
+    assert [label.split()[-1] for label, _ in browser.list.options] == ["16.mp3"]
+    browser.search.value = "<no such song>"
+    assert browser.list.options == () and "&lt;no such song&gt;" in browser.label.value
+    browser.go(0.0, 0.0)  # nothing to go to, and no error
+    browser.search.value = ""
+    seen = set()
+    for _, index in browser.list.options[1:]:
+        browser.list.value = index
+        seen.add(browser.label.value.partition(":")[0])
+    assert len(seen) == len(songs) - 1
+    browser.files = {}
+    browser.show(0, play=True)
+    assert "cannot be read as sound" in browser.label.value and browser.sound.value == b""
+
+
+@pytest.fixture
+def drop(smoke_run, small_config):
+    "The widget of section 12 on the smoke run's model, with two songs to choose from."
+    songs = sorted(Path(small_config.data.path).rglob("*.mp3"))[:2]
+    return SongDrop(EmotionModel.from_run(smoke_run), small_config, {x.name: x for x in songs})
+
+
+def uploaded(name: str, content: bytes) -> dict:
+    "What the browser sends of a file."
+    facts = {"name": name, "type": "audio/mpeg", "size": len(content), "content": content}
+    return facts | {"last_modified": datetime.now().astimezone()}
+
+
+def test_an_uploaded_song_is_answered_and_explained(drop, small_config, tmp_path):
+    song = next(Path(small_config.data.path).rglob("*.mp3"))
+    wave, rate = soundfile.read(song)
+    long = np.tile(wave, 4)  # 14 s
+    soundfile.write(tmp_path / "long.wav", long, rate)
+    assert drop.answer.layout.display == "none"
+    drop.upload.value = [uploaded("long.wav", (tmp_path / "long.wav").read_bytes())]
+    said = EmotionModel.predict(drop.model, tmp_path / "long.wav")
+    assert f"{said['arousal']:+.2f}" in drop.told.value and "long.wav" in drop.told.value
+    assert said["emotion"] in drop.told.value and drop.answer.layout.display == ""
+    highest = drop.curve.loc[drop.curve["arousal"].idxmax(), "seconds"]
+    assert drop.moment.value == highest and drop.moment.max > 12
+    whole, left = (sound.value for sound in drop.sounds)
+    assert whole[:4] == left[:4] == b"RIFF" and whole != left
+    pictures = watch(drop.picture)
+    drop.moment.value = 12.0  # the end of the song: another part is explained
+    assert len(pictures) == 1 and drop.sounds[0].value != whole
+    drop.axis.value = 0
+    assert drop.moment.value == drop.curve.loc[drop.curve["valence"].idxmax(), "seconds"]
+    assert len(pictures) == 2 and not any(sound.autoplay for sound in drop.sounds)
+
+
+def test_a_chosen_song_is_answered_and_a_bad_one_named(drop, smoke_run):
+    drop.songs.value = drop.songs.options[2][1]
+    assert drop.songs.options[2][0] in drop.told.value and drop.line.value[1:4] == b"PNG"
+    drop.upload.value = [uploaded("<words>.mp3", b"no sound at all")]
+    assert drop.told.value.startswith("&lt;words&gt;.mp3: cannot be read as sound")
+    assert "/tmp" not in drop.told.value and drop.answer.layout.display == "none"
+    with pytest.raises(MusemoError, match="other audio settings"):
+        SongDrop(drop.model, make_config("full"))
+
+
+def test_pages_have_the_widgets_static_twins(smoke_run):
+    pages = {path.stem: path.read_text() for path in (smoke_run / "reports").glob("*.html")}
+    for name in ("02_config", "03_data", "08_audio", "12_evaluation"):
+        assert "widget-view" not in pages[name] and len(pages[name]) < 15e6
+    assert "musemo run --preset smoke --set" in pages["02_config"]
+    assert (
+        "data.demo_songs" in pages["02_config"] and "composed where no data" in pages["02_config"]
+    )
+    assert pages["03_data"].count("raters +- 0.2") >= 6  # three songs with players, two labels each
+    assert pages["03_data"].count("<audio") >= 3
+    assert pages["08_audio"].count('<audio controls aria-label="valence') == 25
+    assert "most relevant 20%" in pages["12_evaluation"]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A JupyterLab of our own on loopback, with a token and an empty folder; gives both."
+    token, folder = secrets.token_hex(16), tmp_path / "notebooks"
+    folder.mkdir()
+    places = {f"JUPYTER_{x}_DIR": str(tmp_path / x) for x in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | places | {"IPYTHONDIR": str(tmp_path / "ipython")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1"]
+    command += ["--ServerApp.port=0", f"--ServerApp.root_dir={folder}", "--allow-root"]
+    command += [f"--IdentityProvider.token={token}"]
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        begun = time.monotonic()
+        while not (found := list((tmp_path / "RUNTIME").glob("jpserver-*.json"))):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() - begun < 120
+            time.sleep(0.2)
+        port = json.loads(found[0].read_text())["port"]
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}", folder
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_song_is_clicked_in_a_real_jupyterlab(request, smoke_run):
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import expect, sync_playwright
+
+    address, folder = request.getfixturevalue("lab")
+    code = f"""from pathlib import Path
+from musemo.core import Run
+from musemo.pipeline import load_config
+from musemo.song_browser import SongBrowser
+run = Run(Path({str(smoke_run)!r}))
+SongBrowser(run, load_config(run)).box"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, folder / "songs.ipynb")
+    # The sandbox wants rights that a container's root has not.
+    flags = ["--disable-gpu", "--mute-audio"] + ["--no-sandbox"] * (os.geteuid() == 0)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(90_000)
+        page.goto(address.format("songs.ipynb"))
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        page.keyboard.press("Shift+Enter")
+        output = page.locator(".jp-OutputArea-output")
+        label, sound = output.locator(".widget-html"), output.locator("audio")
+        expect(label).to_contain_text("song 1 (", timeout=90_000)
+        assert sound.evaluate("x => x.paused")  # silent until someone clicks
+        spectrogram = output.locator("img").last
+        before = spectrogram.get_attribute("src")
+        output.get_by_title("valence +0.7, arousal +0.8", exact=True).click()
+        songs = Run(smoke_run).load("songs.csv").query("status == 'ok'")
+        away = np.hypot(songs["valence"] - 2 / 3, songs["arousal"] - 0.8)
+        expect(label).to_contain_text(f"song {songs.loc[away.idxmin(), 'song_id']} (")
+        expect(spectrogram).not_to_have_attribute("src", before)
+        page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
+        assert sound.evaluate("x => x.duration") == pytest.approx(3, abs=0.6)
+        browser.close()
