@@ -5,7 +5,7 @@ import sys
 import typer
 
 from musemo.cli_models import export, predict
-from musemo.cli_runs import config, demo, evaluate, run, train
+from musemo.cli_runs import compare, config, demo, evaluate, run, train
 from musemo.core import MusemoError
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, train, evaluate, demo, predict, export, config):
+for command in (run, train, evaluate, compare, demo, predict, export, config):
     app.command()(command)
 
 

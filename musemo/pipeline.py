@@ -17,10 +17,13 @@ from tqdm import tqdm
 
 from musemo.config import Config
 from musemo.presets import changed_fields, make_config, read_config, save_config
-from musemo.report import index_page, notebook_path, write_report
 from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
 from musemo.demo import compose_demo
+from musemo.index import index_page
+from musemo.memory import watch_memory
+from musemo.records import load_config, load_record
+from musemo.report import link_reports, notebook_path, write_report
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,6 @@ def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
     return read_config(tree)
 
 
-def load_config(run: Run) -> Config:
-    "Read a run's configuration; raises MusemoError where another version made it."
-    try:
-        return read_config(run.load("config.json"))
-    except MusemoError:
-        raise
-    except ValueError as error:
-        raise MusemoError(
-            f"{run.path('config.json')} cannot be read by this version ({error}): "
-            "choose another --out"
-        ) from error
-
-
 def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Config]:
     "Open a run for section `before`; what earlier sections should have left is made first."
     if folder is None:
@@ -190,7 +180,7 @@ def execute(run: Run, section: Section, bar: tqdm) -> float:
             f"{section.name}: the kernel died, most likely for want of memory; "
             "lower gan.batch_size or dataset.batch_size and start again, the run goes on here"
         ) from error
-    write_report(report)
+    write_report(run, section.name)
     return time.monotonic() - begun
 
 
@@ -200,12 +190,6 @@ def suite_bar(total: int) -> Iterator[tqdm]:
     quiet = bool(os.environ.get("MUSEMO_QUIET"))
     with tqdm(total=total, desc="sections", disable=quiet, file=sys.stderr) as bar:
         yield bar
-
-
-def _record(run: Run) -> dict:
-    "Read which sections are done, and how long they took."
-    empty = {"sections": {}, "units": {"sections": "seconds"}}
-    return run.load("run.json") if run.has("run.json") else empty
 
 
 # The first section that a field, or else its part, matters to; others matter from the start.
@@ -257,9 +241,10 @@ def prepare_run(
     # A run's own folder says which demo music it has, before any is composed.
     planned = with_data(config, run.folder.parent, compose=False)
     check_change(run, planned, first)
-    record = _record(run)
+    record = load_record(run)
     for section in SECTIONS[(first or only or 99) - 1 :]:
-        record["sections"].pop(section.name, None)
+        for part in ("sections", "memory"):
+            record[part].pop(section.name, None)
     # What is to be made again is forgotten first: a run cut off here must not look complete.
     run.save("run.json", record)
     config = with_data(config, run.folder.parent)
@@ -284,14 +269,17 @@ def run_suite(
             bar.set_description(section.name)
             complete = run.has(*section.artifacts(config), f"reports/{section.name}.html")
             if section.name not in done or not complete:
-                done[section.name] = round(execute(run, section, bar), 1)
+                with watch_memory() as memory:
+                    done[section.name] = round(execute(run, section, bar), 1)
+                record["memory"][section.name] = memory["peak"]
                 run.save("run.json", record)
-                write_index(run, config, done)
+                write_index(run, config)
             bar.update()
-    return write_index(run, config, done)
+    return write_index(run, config)
 
 
-def write_index(run: Run, config: Config, done: dict[str, float]) -> Path:
-    "Write the page that links the reports; sections that are not done are named as such."
-    sections = {section.name: done.get(section.name) for section in SECTIONS}
-    return run.save("index.html", index_page(run, config, sections))
+def write_index(run: Run, config: Config) -> Path:
+    "Write the page that tells the run; sections that are not done are named as such."
+    link_reports(run)
+    names = [section.name for section in SECTIONS]
+    return run.save("index.html", index_page(run, config, names, load_record(run)))

@@ -87,7 +87,8 @@ MAY_IMPORT = {
 }
 BY_HAND = {
     *("__init__", "__main__", "_modidx", "cli", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "pipeline", "protocol", "report"),
+    *("demo", "pipeline", "protocol", "records", "memory"),
+    *("report", "pages", "facts", "index", "compare"),
 }
 SECOND = {
     "settings",
