@@ -5,7 +5,7 @@ import sys
 import typer
 
 from musemo.cli_models import export, predict
-from musemo.cli_runs import config, demo, doctor, evaluate, rerun, run, train
+from musemo.cli_runs import compare, config, demo, doctor, evaluate, rerun, run, train
 from musemo.core import MusemoError
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, rerun, train, evaluate, demo, predict, export, config, doctor):
+for command in (run, rerun, train, evaluate, compare, demo, predict, export, config, doctor):
     app.command()(command)
 
 

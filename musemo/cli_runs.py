@@ -145,6 +145,22 @@ def evaluate(
     typer.echo(f"figures: {run.path('folds.json')}")
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; by default compare.html beside the first."),
+    ] = None,
+) -> None:
+    """Set runs side by side in one page: settings, figures, times, and what can be heard.
+
+    Example: musemo compare runs/demo runs/deam --out both.html
+    """
+    from musemo.compare import compare_runs
+
+    typer.echo(f"page: {compare_runs(runs, out)}")
+
+
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
     songs: Annotated[int, typer.Option(help="How many songs.")] = 160,

@@ -213,7 +213,7 @@ def measure_variety(
         "distinct": float(((within < usual / 4).sum(1) == 1).mean()),
     }
 
-# %% ../nbs/06_gan_quality.ipynb #9077d000
+# %% ../nbs/06_gan_quality.ipynb #9aad21f8
 def describe_families(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     real: np.ndarray,  # (n, M, T): held-out windows
@@ -242,7 +242,10 @@ def describe_families(
 
 def ratio_to_real(families: dict[str, dict]) -> dict[str, dict]:  # set -> measure -> value / real's
     "Divide each set's measures by those of real; where these are zero, by the training set's."
-    usual = {key: value or families["training"][key] for key, value in families["real"].items()}
+    usual = {
+        key: value if abs(value) > 1e-6 else families["training"][key]  # rounding is zero, too
+        for key, value in families["real"].items()
+    }
     return {
         name: {key: value / usual[key] if usual[key] else None for key, value in row.items()}
         for name, row in families.items()

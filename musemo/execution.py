@@ -125,7 +125,7 @@ def execute(run: Run, name: str, line: tqdm) -> float:
         raise MusemoError(f"{name}: {told}") from error
     finally:
         errors.close()
-    write_report(report)
+    write_report(run, name)
     seconds = time.monotonic() - begun
     log.info("%s: done in %.1f s", name, seconds)
     return seconds

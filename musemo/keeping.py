@@ -10,8 +10,7 @@ from filelock import FileLock, Timeout
 from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import find_data, list_songs
-
-_UNITS = {"sections": "seconds", "artifacts": "blake2b", "data": "blake2b"}
+from musemo.records import load_record
 
 
 @contextmanager
@@ -35,12 +34,6 @@ def claim(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def read_record(run: Run) -> dict:
-    "Read which sections are done, how long they took, and what they left."
-    record = run.load("run.json") if run.has("run.json") else {"sections": {}}
-    return record | {"artifacts": record.get("artifacts", {}), "units": _UNITS}
 
 
 def mark_file(path: Path) -> str:
@@ -83,7 +76,7 @@ def note_artifacts(run: Run, record: dict, names: Iterable[str]) -> bool:  # are
 
 def compare_runs(one: Run, other: Run) -> dict[str, list[str]]:
     "Sort the artifacts of two runs into those with the same content and those without."
-    marks = [read_record(run)["artifacts"] for run in (one, other)]
+    marks = [load_record(run)["artifacts"] for run in (one, other)]
     names = sorted(name for name in marks[0] | marks[1] if not is_timing(name))
     same = [name for name in names if marks[0].get(name) == marks[1].get(name)]
     return {"same": same, "differ": [name for name in names if name not in same]}

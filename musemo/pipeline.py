@@ -16,11 +16,13 @@ from musemo.keeping import (
     find_broken,
     mark_data,
     note_artifacts,
-    read_record,
 )
 from musemo.execution import execute, log, log_to, suite_bar
+from musemo.peak_memory import watch_memory
 from musemo.presets import changed_fields, make_config, read_config, save_config
-from musemo.report import index_page
+from musemo.index import index_page
+from musemo.records import forget, load_config, load_record
+from musemo.report import link_reports
 from musemo.sections import SECTIONS, Section
 
 
@@ -35,19 +37,6 @@ def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
     tree = config.model_dump(mode="json")
     tree["data"]["path"] = str(music)
     return read_config(tree)
-
-
-def load_config(run: Run) -> Config:
-    "Read a run's configuration; raises MusemoError where another version made it."
-    try:
-        return read_config(run.load("config.json"))
-    except MusemoError:
-        raise
-    except ValueError as error:
-        raise MusemoError(
-            f"{run.path('config.json')} cannot be read by this version ({error}): "
-            "choose another --out"
-        ) from error
 
 
 def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Config]:
@@ -114,21 +103,20 @@ def what_changed(run: Run, config: Config) -> tuple[int, list[str]]:
 
 def forget_stale(run: Run, config: Config, record: dict) -> None:
     "Forget the sections that changed data or a damaged artifact call for, and say so."
-    done, mark, data = record["sections"], mark_data(config), SECTIONS[2]
+    mark, data = mark_data(config), SECTIONS[2]
     if record.get("data", mark) != mark:
         log.warning("%s: tables or sound changed; section 3 is made again", config.data.path)
-        done.pop(data.name, None)
+        forget(record, data.name)
         for name in data.artifacts(config):
             run.path(name).unlink(missing_ok=True)
     record["data"] = mark
     for section in SECTIONS:
         broken = find_broken(run, record, section.artifacts(config))
-        if section.name in done and broken:
+        if broken and forget(record, section.name):
             names = ", ".join(broken)
             log.warning(
                 "%s: not what this run wrote; section %s is made again", names, section.name
             )
-            del done[section.name]
             for name in broken:  # a finished training would be taken at its word
                 run.path(name).unlink()
 
@@ -157,10 +145,10 @@ def working_run(
         if needed < (first or len(SECTIONS) + 1):
             log.warning("changed: %s; sections from %d on are made again", names, needed)
             first = needed
-        config, record = with_data(config, run.folder.parent), read_record(run)
+        config, record = with_data(config, run.folder.parent), load_record(run)
         again = SECTIONS[first - 1 :] if first else SECTIONS[only - 1 : only] if only else ()
         for section in again:
-            record["sections"].pop(section.name, None)
+            forget(record, section.name)
         forget_stale(run, config, record)
         # What is to be made again is forgotten first: a run cut off here must not look complete.
         run.save("run.json", record)
@@ -172,7 +160,7 @@ def finish_section(run: Run, record: dict, section: Section, config: Config) -> 
     "Note what a section left; where that is not what it was, later sections are to be made again."
     if not note_artifacts(run, record, section.artifacts(config)):
         for later in SECTIONS[SECTIONS.index(section) + 1 :]:
-            record["sections"].pop(later.name, None)
+            forget(record, later.name)
     run.save("run.json", record)
 
 
@@ -195,12 +183,14 @@ def run_suite(
             bar.set_description(section.name)
             names = section.artifacts(config)
             if section.name not in done or not run.has(*names, f"reports/{section.name}.html"):
-                done[section.name] = round(execute(run, section.name, line), 1)
+                with watch_memory() as memory:
+                    done[section.name] = round(execute(run, section.name, line), 1)
+                record["memory"][section.name] = memory["peak"]
                 finish_section(run, record, section, config)
-                write_index(run, config, done)
+                write_index(run, config)
             bar.update()
         log.info("%d of %d sections are done", len(done), len(SECTIONS))
-        return write_index(run, config, done)
+        return write_index(run, config)
 
 
 def train_run(run: Run) -> dict:  # the content of vit_history.json
@@ -209,7 +199,7 @@ def train_run(run: Run) -> dict:  # the content of vit_history.json
     if os.environ.get("RANK", "0") != "0":
         return stage.make(run, config)
     with claim(run), log_to(run):
-        history, record = stage.make(run, config), read_record(run)
+        history, record = stage.make(run, config), load_record(run)
         finish_section(run, record, SECTIONS[10], config)
         return history
 
@@ -218,13 +208,14 @@ def rerun(run: Run, out: Path) -> tuple[Path, dict[str, list[str]]]:  # index; s
     "Make a run again in a new folder, from its configuration alone, and compare the artifacts."
     if out.exists():
         raise MusemoError(f"--out {out}: is there already; name a new folder")
-    done = read_record(run)["sections"]
+    done = load_record(run)["sections"]
     until = max((i for i, s in enumerate(SECTIONS, 1) if s.name in done), default=len(SECTIONS))
     index = run_suite(load_config(run), out, until=until)
     return index, compare_runs(run, Run(index.parent))
 
 
-def write_index(run: Run, config: Config, done: dict[str, float]) -> Path:
-    "Write the page that links the reports; sections that are not done are named as such."
-    sections = {section.name: done.get(section.name) for section in SECTIONS}
-    return run.save("index.html", index_page(run, config, sections))
+def write_index(run: Run, config: Config) -> Path:
+    "Write the page that tells the run; sections that are not done are named as such."
+    link_reports(run)
+    names = [section.name for section in SECTIONS]
+    return run.save("index.html", index_page(run, config, names, load_record(run)))

@@ -16,7 +16,7 @@ from .core import Run, pick_device, seed_for, wav_bytes
 from .listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
 from .widgets import empty_picture, put_sound, silent_player
 
-# %% ../nbs/08_audio.ipynb #f3b06e9f
+# %% ../nbs/08_audio.ipynb #f04f86bc
 def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, waves, files
     "Write the middle of each point of the grid as .wav, and audio/plane.json."
     table, windows = run.load("plane.csv"), np.asarray(run.load("plane.npy"), dtype=np.float32)
@@ -46,14 +46,14 @@ def plane_page(plane: dict, audio: AudioConfig) -> HTML:
         image = base64.b64encode(thumbnail(log_mel)).decode()
         sound = base64.b64encode(wav_bytes(wave, audio.sample_rate)).decode()
         # A narrow player of the browser loses its play button, so the cell itself is one. Where a
-        # page is cleaned of handlers, `onload` is gone as well and the browser's players stay.
+        # page is cleaned of handlers, this one is gone as well and the browser's players stay.
         label = point_label(*point)
         cells.append(
             f'<div><button type="button" onclick="{_play}" aria-label="play {label}">'
-            f'<img alt="" onload="{_bare}" src="data:image/png;base64,{image}">'
+            f'<img alt="" src="data:image/png;base64,{image}">'
             f"\u25b6<br>V {point[0]:+.1f}<br>A {point[1]:+.1f}</button>"
-            f'<audio controls aria-label="{label}" src="data:audio/wav;base64,{sound}">'
-            "</audio></div>"
+            f'<audio controls onloadedmetadata="this.controls = false" aria-label="{label}" '
+            f'src="data:audio/wav;base64,{sound}"></audio></div>'
         )
     columns = f"grid-template-columns: repeat({side}, minmax(0, 1fr))"
     return HTML(
@@ -68,7 +68,6 @@ _play = (
     "this.closest('.plane').querySelectorAll('audio').forEach(x => x.pause());"
     "own.currentTime = 0; if (still) own.play();"
 )
-_bare = "this.parentElement.nextElementSibling.controls = false"
 _plane_style = """
 .plane { display: grid; gap: .25rem; max-width: 44rem; }
 .plane button { width: 100%; padding: .2rem; font: inherit; font-size: .75rem; cursor: pointer; }

@@ -18,7 +18,7 @@ from musemo.core import MusemoError, Run, load_part, pick_device, rng_for, seed_
 from musemo.data import run_jobs
 from musemo.dataset import WindowDataset, load_synthetic, make_loader
 from musemo.evaluation import predict_baselines
-from musemo.pipeline import working_run
+from musemo.pipeline import working_run, write_index
 from musemo.sections import SECTIONS, Stage
 from musemo.presets import read_config
 from musemo.verdict import (
@@ -260,6 +260,7 @@ def evaluate_folds(
         jobs = (delayed(judge_fold)(run, config, place, arm, threads) for place in places)
         run_jobs(jobs, workers=workers, desc=ARMS[arm], total=len(places))
         record = summarize(run, config, folds, seeds, arms[: i + 1])
+        write_index(run, config)
     return record
 
 

@@ -1,14 +1,17 @@
-"""The pages that people read: a report for each executed notebook, and the index of a run."""
+"""The page of each section: an executed notebook, result first, code folded."""
 
+import base64
 import html
+import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
-from jinja2 import DictLoader
+from jinja2 import FileSystemLoader
 from nbconvert import HTMLExporter
 
-from musemo.config import Config
 from musemo.core import MusemoError, Run, write_atomic
+from musemo.pages import FOLDER, page_style, render
 
 
 def notebook_path(name: str) -> Path:
@@ -20,115 +23,133 @@ def notebook_path(name: str) -> Path:
     raise MusemoError(f"the notebook {name}.ipynb is missing; install musemo again")
 
 
-_REPORT = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_css -%}{{ super() }}
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { max-width: 64rem; margin: 0 auto !important; }
-details.code > summary { cursor: pointer; opacity: .6; font-size: .8rem; }
-.jp-InputPrompt, .jp-OutputPrompt { display: none !important; }
-.jp-OutputArea-output { overflow-x: auto; }
-.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere; }
-img, audio { max-width: 100%; }
-</style>
-{%- endblock -%}
-{%- block input_group -%}
-{%- if cell.cell_type == 'code' -%}
-<details class="code"><summary>code</summary>{{ super() }}</details>
-{%- else -%}{{ super() }}{%- endif -%}
-{%- endblock -%}"""
-
-
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-def _result_first(cells: list) -> list:
-    "Put the section's result behind its title, and how it works behind the result."
-    on_run = next(i for i, cell in enumerate(cells) if cell.source.startswith("## On the run"))
-    title = next(i for i, cell in enumerate(cells) if cell.source.startswith("# "))
-    behind = nbformat.v4.new_markdown_cell("## How it works")
-    return [cells[title], *cells[on_run:], behind, *cells[:title], *cells[title + 1 : on_run]]
-
-
-def write_report(notebook: Path) -> Path:
-    "Turn an executed notebook into a page that needs no network, code folded."
-    content = nbformat.read(notebook, as_version=4)
-    # A widget needs a kernel and scripts from the net: a page has its static twin instead.
-    content.metadata.pop("widgets", None)
-    for cell in content.cells:
-        cell["outputs"] = [
-            out
-            for out in cell.get("outputs", [])
-            if out.get("name") != "stderr" and _WIDGET not in out.get("data", {})
-        ]
-    # A page says what was done, not how the package came to where the notebook is opened.
-    kept = [cell for cell in content.cells if "install" not in cell.metadata.get("tags", [])]
-    content.cells = _result_first(kept)
-    template = DictLoader({"report.html.j2": _REPORT})
-    exporter = HTMLExporter(
-        embed_images=True,
-        exclude_anchor_links=True,
-        extra_loaders=[template],
-        template_file="report.html.j2",
-    )
-    for url in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"):
-        setattr(exporter, url, "")
-    resources = {"metadata": {"name": notebook.stem}}
-    page = exporter.from_notebook_node(content, resources)[0]
-    return write_atomic(notebook.with_suffix(".html"), page)
-
-
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
-article { border: 1px solid #8886; border-radius: .5rem; padding: .75rem 1rem; }
-h2 { font-size: 1.05rem; margin: 0; }
-img { width: 100%; max-height: 16rem; object-fit: contain; background: #fff; }
-p { margin: .3rem 0; } .quiet { opacity: .75; font-size: .9rem; }
-@media (max-width: 24rem) { main { grid-template-columns: 1fr; } }
-"""
-
-
-def _promise(name: str) -> tuple[str, str]:
-    "Read a notebook's title and its one-line promise."
+@cache
+def read_promise(name: str) -> tuple[str, str]:
+    "Read a section's title and its one-line promise."
     lines = nbformat.read(notebook_path(name), as_version=4).cells[1].source.splitlines()
     promise = next((line[1:].strip() for line in lines if line.startswith(">")), "")
     return lines[0].lstrip("# "), promise
 
 
-def _card(run: Run, name: str, seconds: float | None) -> str:
-    "Make a section's card: link, promise, main number, main figure, duration."
-    title, promise = map(html.escape, _promise(name))
-    if seconds is None:
-        return f"<article><h2>{name[:2]} {title}</h2><p class=quiet>not run yet</p></article>"
-    number = html.escape(run.load(f"figures/{name}.json")["number"])
-    return (
-        f'<article><h2><a href="reports/{name}.html">{name[:2]} {title}</a></h2>'
-        f"<p>{promise}</p><p><strong>{number}</strong></p>"
-        f'<img src="figures/{name}.png" alt="{title}: {number}">'
-        f"<p class=quiet>{seconds:.0f} s</p></article>"
-    )
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def index_page(
-    run: Run,
-    config: Config,
-    sections: dict[str, float | None],  # name -> seconds it took; None: not run yet
-) -> str:
-    "Make the page that links the twelve reports."
-    cards = "\n".join(_card(run, name, seconds) for name, seconds in sections.items())
-    done = [seconds for seconds in sections.values() if seconds is not None]
-    name = html.escape(run.folder.resolve().name)
-    data = Path(config.data.path)
-    about = data / "README.txt"
-    says = about.read_text().partition("\n\n")[0] if about.is_file() else ""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>musemo: {name}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>musemo: {name}</h1><p>Data: {html.escape(data.name)}. Preset: {config.preset}. Seed: {config.seed}. "
-        f"{len(done)} of {len(sections)} sections in {sum(done):.0f} s.</p>"
-        f"<p>{html.escape(says)}</p>"
-        f"<main>{cards}</main></body></html>"
+_DEBRIS = re.compile(r"[\[(<]*(Text\(|matplotlib\.|Axes|Figure size)")  # what plotting calls return
+
+
+def _is_worth_reading(output: dict) -> bool:
+    "Say whether an output is for readers: no warning, no bar, no widget, no plotting call's value."
+    data = output.get("data", {})
+    debris = set(data) == {"text/plain"} and _DEBRIS.match(data["text/plain"])
+    # A widget needs a kernel and scripts from the net: a page has its static twin instead.
+    return output.get("name") != "stderr" and _WIDGET not in data and not debris
+
+
+def _tidy(output: dict) -> dict:
+    "Make what was printed readable on a page: lines flow, tables of words stand to the left."
+    data = output.get("data", {})
+    if output.get("name") == "stdout":  # lines that were broken for a terminal
+        output["text"] = re.sub(r"(.{70,}[^.:])\n(?=\s*[^-\s])", r"\1 ", output["text"])
+    if "text/html" in data:
+        cells = re.findall(r"<td>([^<]*)</td>", data["text/html"])
+        words = [cell for cell in cells if cell[:1].isalpha() and cell not in ("NaN", "None")]
+        if len(words) > len(cells) / 3:
+            named = data["text/html"].replace('class="dataframe"', 'class="dataframe words"')
+            data["text/html"] = named
+    elif "text/plain" in data:
+        data["text/plain"] = re.sub(r"\n(Name: .*)?dtype: \w+$", "", data["text/plain"])
+    return output
+
+
+def _result_first(cells: list, number: str) -> list:
+    "Put the section's number and result behind its title, and how it works behind the result."
+    on_run = next(i for i, cell in enumerate(cells) if cell.source.startswith("## On the run"))
+    title = next(i for i, cell in enumerate(cells) if cell.source.startswith("# "))
+    text = nbformat.v4.new_markdown_cell
+    said = [text(f'<p class="number">{html.escape(number)}</p>')] if number else []
+    rest = [*cells[:title], *cells[title + 1 : on_run]]
+    behind = [text("## How it works"), *rest] if rest else []
+    return [cells[title], *said, *cells[on_run:], *behind]
+
+
+def _join_code(cells: list) -> list:
+    "Join code that shows nothing with the code behind it: one fold instead of many."
+    joined: list = []
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+            last = joined[-1] if joined else cell
+            if last is not cell and last.cell_type == "code" and not last.outputs:
+                last.source, last.outputs = f"{last.source}\n\n\n{cell.source}", cell.outputs
+                continue
+        joined.append(cell)
+    return joined
+
+
+WIDE = 800  # pixels: wider pictures have several panels, too small to read on a phone
+
+
+def _describe_pictures(cells: list, title: str, number: str) -> None:
+    "Give each picture the words that introduce it, and the main one the section's number."
+    said = title
+    for cell in cells:
+        if cell.cell_type == "markdown" and not cell.source.startswith("<"):
+            said = re.sub(r"[`*#>]", "", cell.source.split("\n\n")[-1]).strip()
+        pictures = [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+        for i, picture in enumerate(pictures, 1):
+            part = f" ({i} of {len(pictures)})" if len(pictures) > 1 else ""
+            main = number and i == len(pictures) and "run.headline(" in cell.source
+            alt = " ".join(f"{title}{part}: {number + '. ' if main else ''}{said}".split())
+            head = base64.b64decode(picture["data"]["image/png"][:32])
+            wide = int.from_bytes(head[16:20]) > WIDE  # where a .png says its width
+            picture.setdefault("metadata", {})["image/png"] = {"alt": alt, "unconfined": wide}
+
+
+def _is_aligned(text: str) -> bool:
+    "Say whether printed text has columns, which need letters of one width."
+    return bool(re.search(r"\S {2,}\S", text))
+
+
+def write_report(run: Run, name: str) -> Path:
+    "Turn an executed notebook of a run into a page that needs no network."
+    notebook = run.path(f"reports/{name}.ipynb")
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        cell["outputs"] = [_tidy(x) for x in cell.get("outputs", []) if _is_worth_reading(x)]
+    headline = f"figures/{name}.json"
+    number = run.load(headline)["number"] if run.has(headline) else ""
+    # A page says what was done, not how the package came to where the notebook is opened.
+    kept = [cell for cell in content.cells if "install" not in cell.metadata.get("tags", [])]
+    content.cells = _result_first(kept, number)
+    title = content.cells[0].source.splitlines()[0].lstrip("# ")
+    _describe_pictures(content.cells, title, number)
+    content.cells = _join_code(content.cells)
+    exporter = HTMLExporter(
+        embed_images=True,
+        exclude_anchor_links=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        extra_loaders=[FileSystemLoader(FOLDER)],
+        template_file="report.html.j2",
+        filters={"is_aligned": _is_aligned},
     )
+    page = {"title": title, "run": run.folder.resolve().name, "style": page_style(), "nav": _NAV}
+    text = exporter.from_notebook_node(content, {"page": page})[0]
+    return write_atomic(notebook.with_suffix(".html"), text)
+
+
+_NAV = '<nav class="sections"></nav>'  # link_reports fills it: neighbours come and go
+
+
+def link_reports(run: Run) -> None:
+    "Point each section's page to the neighbours that are there."
+    pages = sorted(run.path("reports").glob("[0-9]*.html"))
+    links = [{"name": p.name, "title": f"{p.stem[:2]} {read_promise(p.stem)[0]}"} for p in pages]
+    for i, page in enumerate(pages):
+        around = {"before": links[i - 1] if i else None, "after": (links[i + 1 :] or [None])[0]}
+        nav = render("nav.html.j2", run=run.folder.resolve().name, **around).strip()
+        text = page.read_text()
+        linked = re.sub(r'<nav class="sections".*?</nav>', lambda _, nav=nav: nav, text, flags=re.S)
+        if linked != text:
+            write_atomic(page, linked)

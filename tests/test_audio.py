@@ -381,6 +381,7 @@ def test_a_report_leaves_widgets_out(tmp_path):
     cells = [nbformat.v4.new_markdown_cell(text) for text in ("# Title", "## On the run")]
     cells.append(nbformat.v4.new_code_cell("box", outputs=[output]))
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}})
-    nbformat.write(notebook, tmp_path / "a.ipynb")
-    page = write_report(tmp_path / "a.ipynb").read_text()
+    (tmp_path / "reports").mkdir()
+    nbformat.write(notebook, tmp_path / "reports/a.ipynb")
+    page = write_report(Run(tmp_path), "a").read_text()
     assert "widget-view" not in page and "VBox()" not in page and "unpkg" not in page

@@ -16,9 +16,10 @@ import soundfile
 
 from musemo.core import MusemoError, Run
 from musemo.data import extract_log_mels, run_jobs
-from musemo.keeping import claim, read_record
+from musemo.keeping import claim
 from musemo.pipeline import rerun, run_suite, what_changed
 from musemo.presets import make_config, read_config, save_config
+from musemo.records import load_record
 from musemo.sections import SECTIONS
 from tests.conftest import ROOT, begins, start_run, wait_for
 
@@ -101,7 +102,7 @@ def test_sections_after_one_that_left_something_else_are_made_again(
     )
     run_suite(small_config, out, only=11)
     assert executed == [NAMES[10]]
-    assert list(read_record(Run(out))["sections"]) == [*NAMES[:10], NAMES[10]]
+    assert list(load_record(Run(out))["sections"]) == [*NAMES[:10], NAMES[10]]
     run_suite(small_config, out)
     assert executed == [NAMES[10], NAMES[11]]
 
@@ -161,7 +162,7 @@ def test_what_is_made_again_is_forgotten_first(copied, small_config, monkeypatch
     monkeypatch.setattr("musemo.pipeline.execute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_suite(small_config, out, first=6)
-    assert list(read_record(Run(out))["sections"]) == NAMES[:5]
+    assert list(load_record(Run(out))["sections"]) == NAMES[:5]
     assert "ZeroDivisionError" in (out / "run.log").read_text()
 
 

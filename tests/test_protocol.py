@@ -156,3 +156,4 @@ def test_the_command_judges_and_shows(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "this model, real songs" in result.output and "folds.json" in result.output
     assert (tmp_path / "runs/smoke/folds.json").is_file()
+    assert "this model, real songs" in (tmp_path / "runs/smoke/index.html").read_text()

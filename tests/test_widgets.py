@@ -233,7 +233,7 @@ def test_a_song_is_clicked_in_a_real_jupyterlab(request, smoke_run):
     address, folder = request.getfixturevalue("lab")
     code = f"""from pathlib import Path
 from musemo.core import Run
-from musemo.pipeline import load_config
+from musemo.records import load_config
 from musemo.song_browser import SongBrowser
 run = Run(Path({str(smoke_run)!r}))
 SongBrowser(run, load_config(run)).box"""

@@ -773,7 +773,10 @@ def describe_families(
 
 def ratio_to_real(families: dict[str, dict]) -> dict[str, dict]:  # set -> measure -> value / real's
     "Divide each set's measures by those of real; where these are zero, by the training set's."
-    usual = {key: value or families["training"][key] for key, value in families["real"].items()}
+    usual = {
+        key: value if abs(value) > 1e-6 else families["training"][key]  # rounding is zero, too
+        for key, value in families["real"].items()
+    }
     return {
         name: {key: value / usual[key] if usual[key] else None for key, value in row.items()}
         for name, row in families.items()

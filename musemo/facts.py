@@ -1,0 +1,217 @@
+"""What a run found, read from its artifacts: the facts that its page and a comparison tell."""
+
+import json
+import shlex
+from pathlib import Path
+
+from musemo.config import Config
+from musemo.core import MusemoError, Run
+from musemo.evaluation import say_what_it_is_worth
+from musemo.intervals import say_intervals
+from musemo.pages import count
+from musemo.presets import flatten, make_config
+from musemo.quality_record import explain_quality
+from musemo.score_parts import join_parts, place_part
+from musemo.verdict import AXES, RIVALS, say_folds
+
+
+def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
+    "Read each part whose section is done, None for the others; raises MusemoError for old ones."
+    facts = {}
+    for part, (section, read) in _PARTS.items():
+        try:
+            facts[part] = read(run, config) if section in done else None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise MusemoError(
+                f"{run.folder}: what section {section} left there is of another version "
+                f"({type(error).__name__}: {error}); make it again with --from {int(section[:2])}"
+            ) from error
+    facts["folds"] = run.load("folds.json") if run.has("folds.json") else None
+    return facts
+
+
+def read_data(run: Run, config: Config) -> dict:
+    "Tell the songs, their parts, what is left out, and the audit of the labels."
+    songs, audit = run.load("songs.csv"), run.load("label_audit.json")
+    usable = songs[songs["status"] == "ok"]
+    seconds = usable["frames"].sum() * config.audio.hop / config.audio.sample_rate
+    about = Path(config.data.path).expanduser() / "README.txt"
+    left_out = songs[songs["status"] != "ok"]
+    judged = usable[usable["split"] == "test"][["song_id", *AXES]]
+    return {
+        "name": Path(config.data.path).name,
+        "songs": len(usable),
+        "hours": seconds / 3600,
+        "parts": {name: int((usable["split"] == name).sum()) for name in ("train", "val", "test")},
+        "left_out": left_out["status"].value_counts().to_dict(),
+        "labels": say_labels(audit),
+        "exchanged": len(audit["exchanged"]),
+        "corrected": audit["applied"],
+        "about": about.read_text().partition("\n\n")[0] if about.is_file() else "",
+        "judged": [tuple(row) for row in judged.sort_values("song_id").to_numpy().tolist()],
+    }
+
+
+def say_labels(audit: dict) -> str:
+    "Say in a sentence what the audit of the labels found."
+    if n := len(audit["exchanged"]):
+        done = "exchanged back" if audit["applied"] else "left as published"
+        return f"{count(n, 'song')} had valence and arousal exchanged: {done}."
+    if audit["witness"] == "as named":
+        return "Each label goes with the second-by-second ratings of its own name."
+    return "Nothing to check the labels by: too few second-by-second ratings, or none."
+
+
+def read_generators(run: Run, config: Config) -> dict:
+    "Tell each generator's score, between noise and real songs."
+    quality = run.load("gan_quality.json")
+    found = quality["components"]
+    noise = {k: place_part(k, x["floor"], x["floor"], x["ceiling"]) for k, x in found.items()}
+    keys = ("score", "interval", "tier", "obedience", "copied")
+    scores = {name: {k: x[k] for k in keys} for name, x in quality["generators"].items()}
+    words = explain_quality(quality).splitlines()
+    return {
+        "best": quality["best"],
+        "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["score"])),
+        "noise": join_parts(noise),
+        "real": quality["held_out"]["score"],
+        "real_obedience": quality["held_out"]["obedience"],
+        "words": [line for line in words if not line.startswith(_WARNING)],
+        "warnings": [line.removeprefix(_WARNING) for line in words if line.startswith(_WARNING)],
+    }
+
+
+_WARNING = "WARNING: "
+
+
+def read_emotions(run: Run, config: Config) -> dict:
+    "Tell the named emotions: what was asked, what was drawn, and the real song nearest to it."
+    drawn_by = run.load("synthetic.csv")["generator"].iloc[0]
+    emotions = run.load("audio/audio.json")["emotions"]
+    keys = ("valence", "arousal", "file", "level")
+    return {
+        name.replace("_", ", "): {key: x[key] for key in keys}
+        | {"drawn_by": drawn_by, "near": {k: x["nearest_song"][k] for k in ("song_id", *keys)}}
+        for name, x in emotions.items()
+    }
+
+
+def read_predictor(run: Run, config: Config) -> dict:
+    "Tell the predictor's figures on its test songs, beside those of its rivals."
+    metrics = run.load("metrics.json")
+    figures = {axis: {who: metrics[axis][who] for who in ("model", *RIVALS)} for axis in AXES}
+    return {
+        "figures": figures,
+        "intervals": {axis: metrics[axis]["model_interval"] for axis in AXES},
+        "gains": {
+            axis: {rival: metrics[axis][f"rmse_below_{rival}_interval"] for rival in RIVALS}
+            for axis in AXES
+        },
+        "songs": metrics["n_test"],
+        "words": [say_what_it_is_worth(metrics), say_intervals(metrics)],
+    }
+
+
+_PARTS = {
+    "data": ("03_data", read_data),
+    "generators": ("06_gan_quality", read_generators),
+    "emotions": ("08_audio", read_emotions),
+    "predictor": ("12_evaluation", read_predictor),
+}
+
+
+def augmentation_verdict(folds: dict | None) -> dict[str, dict]:  # empty: not measured
+    "Find what repeated folds say about adding generated songs: gain, interval, verdict by axis."
+    gains = folds["gains"] if folds else []
+    found = [x for x in gains if (x["who"], x["over"]) == ("augmented", "model")]
+    return {axis: found[0][axis] for axis in AXES} if found else {}
+
+
+def folds_words(folds: dict) -> list[str]:
+    "Say what repeated folds found, a sentence an item."
+    return say_folds(folds).splitlines()
+
+
+def changed_settings(config: Config) -> dict[str, tuple]:  # field -> preset's value, this run's
+    "Name what differs from the preset that the run started from, but for where its songs lie."
+    before, after = flatten(make_config(config.preset)), flatten(config)
+    return {
+        name: (before[name], value)
+        for name, value in after.items()
+        if value != before[name] and name != "data.path"
+    }
+
+
+def command_line(command: str, run: Run, config: Config) -> str:
+    "Write the command that does something with this run's own configuration."
+    words = ["musemo", command, "--preset", config.preset, "--data", config.data.path]
+    for name, (_, value) in changed_settings(config).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", f"{name}={text}"]
+    return shlex.join([*words, "--out", str(run.folder.resolve())])
+
+
+def warn(config: Config, facts: dict) -> list[str]:
+    "Say in plain words what a reader of the figures should know first."
+    told = []
+    if config.preset == "smoke":
+        told.append("Preset smoke proves that all parts work. Its figures mean nothing else.")
+    for part, find in _WARNINGS.items():
+        if facts[part]:
+            told += find(facts[part])
+    folds, data = facts["folds"], facts["data"]
+    if folds and data and folds["songs"] != data["songs"]:
+        told.append(
+            f"The folds judged {count(folds['songs'], 'song')}, and this run has {data['songs']}: "
+            "musemo evaluate measures them again."
+        )
+    return told
+
+
+def _warn_of_data(data: dict) -> list[str]:
+    told = []
+    if data["about"].startswith("Demo music composed by musemo"):
+        told.append(
+            "The songs were composed, and rated by nobody: figures say that the suite works, "
+            "not how well emotion can be predicted."
+        )
+    if data["left_out"]:
+        reasons = ", ".join(f"{n} {status}" for status, n in data["left_out"].items())
+        total = count(sum(data["left_out"].values()), "song")
+        told.append(f"{total} left out ({reasons.replace('_', ' ')}); songs.csv says why.")
+    if data["exchanged"] and not data["corrected"]:
+        told.append(data["labels"])
+    return told
+
+
+def _warn_of_generators(generators: dict) -> list[str]:
+    best = generators["scores"][generators["best"]]
+    poor = f"Generated music is far from real: {best['score']:.0f} of 100 points."
+    return [poor] * (best["tier"] == "poor") + generators["warnings"]
+
+
+def _warn_of_emotions(emotions: dict) -> list[str]:
+    return [f"{name}: nothing to hear." for name, x in emotions.items() if x["level"] is None]
+
+
+def _warn_of_predictor(predictor: dict) -> list[str]:
+    told, songs = [], count(predictor["songs"], "test song")
+    for axis, gains in predictor["gains"].items():
+        worse = [words for who, words in RIVALS.items() if gains[who] and gains[who][1] < 0]
+        better = [words for who, words in RIVALS.items() if gains[who] and gains[who][0] > 0]
+        even = [words for words in RIVALS.values() if words not in worse + better]
+        if worse:
+            told.append(f"{axis.capitalize()}: the model does worse than {', '.join(worse)}.")
+        if even:
+            told.append(
+                f"{axis.capitalize()}: {songs} cannot tell the model from {', '.join(even)}."
+            )
+    return told + [words for words in predictor["words"] if "too few" in words]
+
+
+_WARNINGS = {
+    "data": _warn_of_data,
+    "generators": _warn_of_generators,
+    "emotions": _warn_of_emotions,
+    "predictor": _warn_of_predictor,
+}

@@ -1,0 +1,71 @@
+"""The page that tells a run at a glance."""
+
+from musemo.config import Config
+from musemo.core import Run
+from musemo.facts import (
+    augmentation_verdict,
+    changed_settings,
+    command_line,
+    folds_words,
+    read_facts,
+    warn,
+)
+from musemo.pages import page_style, render
+from musemo.presets import field_table
+from musemo.report import read_promise
+from musemo.verdict import AXES, RIVALS, folds_tables
+
+
+def read_section(run: Run, name: str, record: dict) -> dict:
+    "Read what a section's card shows; number and cost only where it is done."
+    title, promise = read_promise(name)
+    card = {"name": name, "title": f"{name[:2]} {title}", "promise": promise, "number": ""}
+    if name in record["sections"]:
+        card["number"] = run.load(f"figures/{name}.json")["number"]
+        card["seconds"] = record["sections"][name]
+        card["memory"] = record["memory"].get(name)
+    return card
+
+
+def folds_table(folds: dict) -> dict:
+    "Lay out R2 of repeated folds: columns and rows of text."
+    figures, _, _ = folds_tables(folds)
+    who = figures.index.get_level_values("who").unique()
+    columns = ["R2", "R2, 95 %", "R2 over seeds, +-"]
+    return {
+        name: {axis: figures.loc[(axis, name), columns].to_dict() for axis in AXES} for name in who
+    }
+
+
+def index_page(
+    run: Run,
+    config: Config,
+    names: list[str],  # of all sections
+    record: dict,  # what is done, as load_record gives it
+) -> str:
+    "Make the page that tells the run and links the reports of its sections."
+    facts = read_facts(run, config, record["sections"])
+    sections = [read_section(run, name, record) for name in names]
+    missing = [card["title"] for card in sections if "seconds" not in card]
+    held = {card["title"]: card.get("memory") or 0 for card in sections}
+    return render(
+        "index.html.j2",
+        style=page_style(),
+        name=run.folder.resolve().name,
+        config=config,
+        facts=facts,
+        warnings=warn(config, facts),
+        sections=sections,
+        missing=missing,
+        seconds=sum(record["sections"].values()),
+        most_memory=max(held.items(), key=lambda item: item[1]),
+        rivals={"model": "this model"} | RIVALS,
+        verdict=augmentation_verdict(facts["folds"]),
+        folds_words=folds_words(facts["folds"]) if facts["folds"] else [],
+        folds_table=folds_table(facts["folds"]) if facts["folds"] else {},
+        changed=changed_settings(config),
+        fields=field_table(config).to_dict("records"),
+        environment=run.load("environment.json") if run.has("environment.json") else None,
+        go_on=command_line("run", run, config),
+        evaluate=command_line("evaluate", run, config),
+    )

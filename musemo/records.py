@@ -1,0 +1,41 @@
+"""What a run's folder says of itself: its configuration, and what is done in it."""
+
+from musemo.config import Config
+from musemo.core import MusemoError, Run
+from musemo.presets import read_config
+
+
+def load_config(
+    run: Run,
+    *,
+    way_out: str = "choose another --out",  # where another version wrote it
+) -> Config:
+    "Read a run's configuration; raises MusemoError where another version made it."
+    try:
+        return read_config(run.load("config.json"))
+    except MusemoError:
+        raise
+    except ValueError as error:
+        raise MusemoError(
+            f"{run.path('config.json')} cannot be read by this version ({error}): {way_out}"
+        ) from error
+
+
+_UNITS = {
+    "sections": "seconds",
+    "memory": "MB that a section's processes held at most",
+    "artifacts": "blake2b of what each section left",
+    "data": "blake2b of tables and sound files",
+}
+
+
+def load_record(run: Run) -> dict:
+    "Read which sections are done, how long they took, how much memory, and what they left."
+    record = run.load("run.json") if run.has("run.json") else {}
+    return {"sections": {}, "memory": {}, "artifacts": {}} | record | {"units": _UNITS}
+
+
+def forget(record: dict, section: str) -> bool:  # was it done?
+    "Take a section out of what is done."
+    record["memory"].pop(section, None)
+    return record["sections"].pop(section, None) is not None

@@ -1,0 +1,192 @@
+"""Every page of a run in a real browser: what a reader sees, hears and can reach by keyboard."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from musemo.compare import compare_runs
+from musemo.core import Run
+from musemo.pipeline import SECTIONS, write_index
+from musemo.records import load_config
+
+CHROMIUM = shutil.which("chromium")
+REPORTS = [f"reports/{section.name}" for section in SECTIONS]
+NAMES = ["index", *REPORTS, "../a part/index", "../compare"]
+LARGEST = 15e6  # bytes
+
+
+@pytest.fixture(scope="module")
+def pages(smoke_run):
+    "The folder of a run; beside it one of which little is done, and both compared."
+    part = Run(smoke_run.parent / "a part")
+    part.save("config.json", Run(smoke_run).load("config.json"))
+    write_index(part, load_config(part))
+    compare_runs([smoke_run, part.folder])
+    return smoke_run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Debian's Chromium; playwright brings none of its own here."
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    # The sandbox wants rights that a container's root has not.
+    flags = ["--disable-gpu"] + ["--no-sandbox"] * (os.geteuid() == 0)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    "Open a page of the run; the test fails where anything goes wrong on it or leaves this machine."
+    opened, faults = [], []
+
+    def note(kind):
+        return lambda event: faults.append(f"{kind}: {getattr(event, 'text', event)}")
+
+    def ask(request):
+        if not request.url.startswith(("file:", "data:")):
+            faults.append(f"asks for {request.url}")
+
+    def open_page(name: str, width: int = 1200, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        opened.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: message.type == "error" and note("console")(message))
+        page.on("pageerror", note("error"))
+        page.on("request", ask)
+        page.on("requestfailed", lambda request: faults.append(f"failed: {request.url[:200]}"))
+        page.goto((pages / f"{name}.html").resolve().as_uri())
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert faults == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_whole(name, visit, pages):
+    page = visit(name)
+    assert (pages / f"{name}.html").stat().st_size < LARGEST
+    assert page.locator("html").get_attribute("lang") == "en" and page.title()
+    assert page.locator("h1").count() == 1 and page.locator("main").count() == 1
+    broken = "pictures => pictures.filter(x => !x.complete || !x.naturalWidth).map(x => x.alt)"
+    assert page.locator("img").evaluate_all(broken) == []
+    unnamed = "pictures => pictures.filter(x => !x.hasAttribute('alt')).length"
+    assert page.locator("img").evaluate_all(unnamed) == 0
+    dead = """links => links.map(x => x.getAttribute('href'))
+        .filter(x => x.startsWith('#') && !document.getElementById(x.slice(1)))"""
+    assert page.locator("a").evaluate_all(dead) == []
+    text = page.locator("body").inner_text()
+    for debris in ("Warning:", "%|", "it/s]", "Traceback", "[Text(", "dtype:", "<Figure"):
+        assert debris not in text, debris
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_pages_that_are_there(name, visit, pages):
+    links = visit(name).locator("a").evaluate_all("links => links.map(x => x.href)")
+    files = {link.partition("#")[0] for link in links}
+    there = {path.resolve().as_uri() for path in pages.parent.rglob("*.html")}
+    assert files - there == set()
+    if name.startswith("reports/"):
+        assert any(file.endswith("/index.html") for file in files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_player_has_a_length_a_name_and_plays(name, visit):
+    page = visit(name)
+    players = page.locator("audio")
+    for i in range(players.count()):
+        player = players.nth(i)
+        heard = player.evaluate("""async player => {
+            player.muted = true;
+            await player.play();
+            const begun = Date.now();
+            while (!player.currentTime && Date.now() - begun < 5000)
+                await new Promise(done => setTimeout(done, 10));
+            player.pause();
+            return [player.duration, player.currentTime];
+        }""")
+        assert 0 < heard[0] < float("inf") and heard[1] > 0, player.get_attribute("aria-label")
+        assert player.get_attribute("aria-label")
+
+
+def test_players_are_where_they_belong(visit):
+    counts = {name: visit(name).locator("audio").count() for name in NAMES}
+    assert counts["index"] == 10 and counts["../compare"] == 5
+    assert counts["reports/03_data"] == 3 and counts["reports/08_audio"] >= 10 + 25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_wider_than_a_phone(name, visit):
+    page = visit(name, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # What the page cuts off without a way to scroll there would not widen it.
+    assert page.evaluate("getComputedStyle(document.body).overflowX") == "visible"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_code_is_folded_and_opens_by_keyboard(name, visit):
+    page = visit(name)
+    code = page.locator("details.code .highlight")
+    assert code.count() >= 3 and not any(x.is_visible() for x in code.all())
+    summary = page.locator("details.code > summary").first
+    assert summary.inner_text().startswith("Code, ")
+    summary.click()
+    assert code.first.is_visible() and len(code.first.inner_text()) > 20
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert not code.first.is_visible()
+
+
+@pytest.mark.parametrize("name", ["index", "reports/08_audio", "../compare"])
+def test_the_keyboard_reaches_links_and_players(name, visit):
+    page = visit(name)
+    reached, wanted = set(), {"A", "AUDIO"}
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName"))
+        if wanted <= reached:
+            break
+    assert wanted <= reached
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) != "none"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dark_scheme_is_dark(name, visit):
+    def brightness(scheme: str) -> tuple[int, int]:
+        body = visit(name, scheme=scheme).locator("body")
+        style = body.evaluate(
+            "x => [getComputedStyle(x).color, getComputedStyle(x).backgroundColor]"
+        )
+        return tuple(sum(map(int, color.strip("rgb()").split(","))) for color in style)
+
+    (ink, paper), (dark_ink, dark_paper) = brightness("light"), brightness("dark")
+    assert paper - ink > 450 and dark_ink - dark_paper > 450
+
+
+def test_a_section_leads_to_the_next_and_back_to_the_run(visit):
+    page = visit("index")
+    page.get_by_role("link", name="03 Data").click()
+    assert page.title().startswith("Data")
+    page.locator("nav.sections [rel=next]").first.click()
+    assert page.title().startswith("Generators")
+    page.locator("nav.sections .home").last.click()
+    assert page.locator("h1").inner_text() == "a smoke run"
+
+
+def test_all_settings_unfold(visit, pages):
+    page = visit("index")
+    field = page.get_by_role("row", name="judgement.coverage")
+    assert not field.is_visible()
+    page.get_by_text("All ", exact=False).filter(has_text="fields").click()
+    assert field.is_visible()
+    assert Path(pages / "index.html").read_text().count("<tr><th>gan.") > 10
