@@ -30,7 +30,7 @@ import soxr
 from joblib import cpu_count, delayed
 
 from musemo.core import MusemoError
-from musemo.data import run_jobs
+from musemo.jobs import run_jobs
 
 VERSION = 1  # to be raised when a seed would sound or be labelled differently
 RATE = 44_100  # Hz, as DEAM's clips

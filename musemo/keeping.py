@@ -74,7 +74,7 @@ def note_artifacts(run: Run, record: dict, names: Iterable[str]) -> bool:  # are
     return same
 
 
-def compare_runs(one: Run, other: Run) -> dict[str, list[str]]:
+def match_artifacts(one: Run, other: Run) -> dict[str, list[str]]:
     "Sort the artifacts of two runs into those with the same content and those without."
     marks = [load_record(run)["artifacts"] for run in (one, other)]
     names = sorted(name for name in marks[0] | marks[1] if not is_timing(name))

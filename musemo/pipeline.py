@@ -12,7 +12,7 @@ from musemo.data import find_data
 from musemo.demo import compose_demo
 from musemo.keeping import (
     claim,
-    compare_runs,
+    match_artifacts,
     find_broken,
     mark_data,
     note_artifacts,
@@ -72,6 +72,9 @@ def _notebook_folder() -> Path:
 
 # The first section that a field, or else its part, matters to; others matter from the start.
 _MATTERS_FROM = {
+    "data.backend": 13,  # nothing of a run depends on who decoded it
+    "data.workers": 13,
+    "data.cache": 13,
     "generators": 4,
     "gan": 4,
     "residual": 4,
@@ -211,7 +214,7 @@ def rerun(run: Run, out: Path) -> tuple[Path, dict[str, list[str]]]:  # index; s
     done = load_record(run)["sections"]
     until = max((i for i, s in enumerate(SECTIONS, 1) if s.name in done), default=len(SECTIONS))
     index = run_suite(load_config(run), out, until=until)
-    return index, compare_runs(run, Run(index.parent))
+    return index, match_artifacts(run, Run(index.parent))
 
 
 def write_index(run: Run, config: Config) -> Path:

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'FEW', 'check_format', 'SharedModel', 'EmotionModel', 'read_reach', 'model_of_run', 'answer_batches', 'predict_many', 'follow_song', 'open_model', 'export_model', 'push_model']
 
-# %% ../nbs/12_evaluation.ipynb #f3a5ecee
+# %% ../nbs/12_evaluation.ipynb #e2c673b7
 import math
 import os
 import tempfile
@@ -25,7 +25,7 @@ from .answers import name_emotion
 from .config import AudioConfig
 from .core import MusemoError, Run, pick_device
 from .dataset import to_pixels
-from .hearing import Heard, batch_windows, cover_song, hear, look_ahead
+from .hearing import Heard, Song, batch_windows, cover_song, hear, look_ahead
 from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import predict_songs, revive_vit
@@ -80,7 +80,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #cfa36741
+# %% ../nbs/12_evaluation.ipynb #a8949202
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -119,9 +119,7 @@ class EmotionModel(nn.Module, SharedModel):
         "Predict valence and arousal of pictures."
         return self.network(pixels)
 
-    def hear(
-        self, song: str | PathLike | np.ndarray | Heard, sample_rate: int | None = None
-    ) -> Heard:
+    def hear(self, song: Song, sample_rate: int | None = None) -> Heard:
         "Hear a song as this model does; what it has heard stands for the song in all its methods."
         if isinstance(song, Heard):
             return song
@@ -129,7 +127,7 @@ class EmotionModel(nn.Module, SharedModel):
 
     def predict(
         self,
-        song: str | PathLike | np.ndarray,  # a file, or a wave (S,) or (S, channels)
+        song: Song,
         sample_rate: int | None = None,  # Hz, of a wave
     ) -> dict:  # valence, arousal on both scales, intervals, emotion, seconds heard, note
         "Predict a song's emotion; raises MusemoError where there is too little to hear."
@@ -146,7 +144,7 @@ class EmotionModel(nn.Module, SharedModel):
 
     def curve(
         self,
-        song: str | PathLike | np.ndarray,
+        song: Song,
         sample_rate: int | None = None,
         *,
         step: float = 0.5,  # s
@@ -248,13 +246,13 @@ def predict_many(
         for told in said
     ]
 
-# %% ../nbs/12_evaluation.ipynb #c5c7e740
+# %% ../nbs/12_evaluation.ipynb #10eabf21
 FEW = 256  # windows of a curve whose answers are made at once
 
 
 def follow_song(
     model: EmotionModel,
-    song: str | PathLike | np.ndarray,
+    song: Song,
     sample_rate: int | None,
     step: float,  # s
 ) -> pd.DataFrame:  # seconds, valence, arousal

@@ -15,7 +15,7 @@ from joblib import delayed
 from musemo.annotations import LABELS
 from musemo.config import Config
 from musemo.core import MusemoError, Run, load_part, pick_device, rng_for, seed_for
-from musemo.data import run_jobs
+from musemo.jobs import run_jobs
 from musemo.dataset import WindowDataset, load_synthetic, make_loader
 from musemo.evaluation import predict_baselines
 from musemo.pipeline import working_run, write_index

@@ -8,8 +8,9 @@ import pytest
 
 from musemo.compare import compare_runs
 from musemo.core import Run
-from musemo.pipeline import SECTIONS, write_index
+from musemo.pipeline import write_index
 from musemo.records import load_config
+from musemo.sections import SECTIONS
 
 CHROMIUM = shutil.which("chromium")
 REPORTS = [f"reports/{section.name}" for section in SECTIONS]

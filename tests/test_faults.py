@@ -15,7 +15,8 @@ import pytest
 import soundfile
 
 from musemo.core import MusemoError, Run
-from musemo.data import extract_log_mels, run_jobs
+from musemo.data import extract_log_mels
+from musemo.jobs import run_jobs
 from musemo.keeping import claim
 from musemo.pipeline import rerun, run_suite, what_changed
 from musemo.presets import make_config, read_config, save_config
@@ -250,6 +251,48 @@ def test_one_worker_and_two_leave_the_same_spectrograms(small_config, tmp_path):
         found = extract_log_mels(paths, config)
         left.append([Path(where).read_bytes() for status, where in found if status == "ok"])
     assert len(left[0]) == len(paths) and left[0] == left[1]
+
+
+def test_a_cluster_of_two_leaves_the_same_spectrograms(small_config, tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from distributed import LocalCluster
+from musemo.data import extract_log_mels
+from musemo.presets import make_config
+if __name__ == "__main__":
+    values = {"audio.clip_seconds": 3.0, "data.backend": "dask", "data.cache": sys.argv[1]}
+    paths = sorted(Path(sys.argv[2]).rglob("*.mp3"))
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        os.environ["DASK_SCHEDULER_ADDRESS"] = cluster.scheduler_address
+        import dask
+        dask.config.refresh()
+        for status, where in extract_log_mels(paths, make_config("smoke", values)):
+            print(Path(where).name)
+"""
+    script, music = tmp_path / "on_a_cluster.py", small_config.data.path
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "dask", music], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    paths = sorted(Path(music).rglob("*.mp3"))
+    found = extract_log_mels(
+        paths, changed_config(small_config, data__workers=1, data__cache=str(tmp_path / "here"))
+    )
+    assert [Path(where).name for _, where in found] == done.stdout.split()
+    for _, where in found:
+        far = tmp_path / "dask" / Path(where).relative_to(tmp_path / "here")
+        assert far.read_bytes() == Path(where).read_bytes()
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_error(monkeypatch):
+    from joblib import delayed
+
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    jobs = (delayed(abs)(i) for i in range(2))
+    with pytest.raises(MusemoError, match="'ray': is not installed; pip install ray"):
+        run_jobs(jobs, workers=-1, desc="decoding", total=2, backend="ray")
 
 
 def test_a_run_made_again_has_the_same_artifacts(small_config, tmp_path):

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "form": {"config", "presets"},
     "annotations": {"core"},
     "spectrum": {"config"},
-    "data": {"core", "config", "annotations", "spectrum"},
+    "jobs": {"core"},
+    "data": {"core", "config", "annotations", "jobs", "spectrum"},
     "song_browser": {"core", "config", "data", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
@@ -104,6 +105,7 @@ BY_HAND = {
 SECOND = {
     "tracking",
     "memory",
+    "jobs",
     "drop_song",
     "song_browser",
     "form",

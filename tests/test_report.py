@@ -18,12 +18,13 @@ from musemo.cli_options import configure
 from musemo.compare import compare_runs
 from musemo.core import MusemoError, Run
 from musemo.facts import command_line, read_facts, warn
-from musemo.memory import watch_memory
 from musemo.pages import duration, figure, hours, interval, memory
-from musemo.pipeline import SECTIONS, write_index
+from musemo.peak_memory import watch_memory
+from musemo.pipeline import write_index
 from musemo.presets import make_config, save_config
 from musemo.records import load_config, load_record
 from musemo.report import write_report
+from musemo.sections import SECTIONS
 
 FOLDS = {
     "songs": 16,

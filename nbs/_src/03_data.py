@@ -38,7 +38,6 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,9 +45,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import soxr
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import delayed
 
 from musemo.annotations import (
     LABELS,
@@ -61,7 +58,8 @@ from musemo.annotations import (
     settle_labels,
 )
 from musemo.config import AudioConfig, Config
-from musemo.core import MusemoError, Run, progress, rng_for, write_atomic
+from musemo.core import MusemoError, Run, rng_for, write_atomic
+from musemo.jobs import run_jobs
 from musemo.spectrum import log_mel_of
 
 # %%
@@ -601,7 +599,6 @@ whole = torch.from_numpy(soxr.resample(noise, 44100, audio.sample_rate))[None]
 test_eq(len(pieces), 2)
 test_close(np.concatenate(pieces, axis=1), wave_log_mel(whole, audio)[0], eps=1e-5)
 
-
 # %% [markdown]
 # ## Decoding once
 #
@@ -609,20 +606,54 @@ test_close(np.concatenate(pieces, axis=1), wave_log_mel(whole, audio)[0], eps=1e
 # second run decodes nothing; a changed file or setting has another key. What cannot be used is
 # a reason, not an error: one bad file must not end a run.
 
+# %%
+#| export jobs
+import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from joblib import Parallel, parallel_config
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from musemo.core import MusemoError, progress
+
 
 # %%
-#| export
+#| export jobs
+@contextmanager
+def _backend(name: str) -> Iterator[None]:
+    "Let joblib's jobs run on this machine (loky), or on a cluster; raises MusemoError without it."
+    try:
+        with ExitStack() as stack:
+            if name == "dask":  # the scheduler that DASK_SCHEDULER_ADDRESS names, or one made here
+                stack.enter_context(importlib.import_module("distributed").Client())
+            elif name == "ray":
+                importlib.import_module("ray.util.joblib").register_ray()
+            stack.enter_context(parallel_config(backend=name))
+            yield
+    except ImportError as error:
+        needed = {"dask": "distributed", "ray": "ray"}[name]
+        raise MusemoError(
+            f"data.backend = {name!r}: is not installed; pip install {needed}"
+        ) from error
+    except OSError as error:
+        raise MusemoError(f"data.backend = {name!r}: no cluster answers ({error})") from error
+
+
 def run_jobs(
     jobs: Iterable,  # of joblib's delayed calls
     *,
-    workers: int,  # processes
+    workers: int,  # processes; -1: all that there are
     desc: str,
     total: int,
+    backend: str = "loky",  # or dask, ray: joblib's names
 ) -> list:  # results in order
     "Run jobs over processes, with a progress bar; raises MusemoError where a process dies."
-    results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
     try:
-        return list(progress(results, desc=desc, total=total))
+        with _backend(backend):
+            results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
+            return list(progress(results, desc=desc, total=total))
     except TerminatedWorkerError as error:
         raise MusemoError(
             f"a process died while {desc}, most likely for want of memory: lower data.workers, "
@@ -633,6 +664,8 @@ def run_jobs(
         get_reusable_executor().shutdown()
 
 
+# %%
+#| export
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -668,11 +701,14 @@ def extract_log_mels(
     cache = Path(config.data.cache).expanduser()
     # A process takes seconds to start: below 64 songs for each it costs more than it gives.
     workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // 64))
+    if config.data.backend != "loky":
+        workers = -1  # a cluster knows itself how many it has
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths
     )
-    return run_jobs(jobs, workers=workers, desc="decoding", total=len(paths))
+    options = {"workers": workers, "backend": config.data.backend}
+    return run_jobs(jobs, desc="decoding", total=len(paths), **options)
 
 
 # %%

@@ -1628,6 +1628,9 @@ class Heard:
     note: str  # what was wrong, or ""
 
 
+Song = str | PathLike | np.ndarray | Heard  # a file, a wave (S,) or (S, channels), or one heard
+
+
 def hear(
     song: str | PathLike | np.ndarray,  # a file, or a wave (S,) or (S, channels)
     sample_rate: int | None,  # Hz, of a wave; a file says its own
@@ -2140,7 +2143,7 @@ from musemo.answers import name_emotion
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, Run, pick_device
 from musemo.dataset import to_pixels
-from musemo.hearing import Heard, batch_windows, cover_song, hear, look_ahead
+from musemo.hearing import Heard, Song, batch_windows, cover_song, hear, look_ahead
 from musemo.model_card import gather_facts, write_card
 from musemo.presets import read_config
 from musemo.vit import predict_songs, revive_vit
@@ -2237,9 +2240,7 @@ class EmotionModel(nn.Module, SharedModel):
         "Predict valence and arousal of pictures."
         return self.network(pixels)
 
-    def hear(
-        self, song: str | PathLike | np.ndarray | Heard, sample_rate: int | None = None
-    ) -> Heard:
+    def hear(self, song: Song, sample_rate: int | None = None) -> Heard:
         "Hear a song as this model does; what it has heard stands for the song in all its methods."
         if isinstance(song, Heard):
             return song
@@ -2247,7 +2248,7 @@ class EmotionModel(nn.Module, SharedModel):
 
     def predict(
         self,
-        song: str | PathLike | np.ndarray,  # a file, or a wave (S,) or (S, channels)
+        song: Song,
         sample_rate: int | None = None,  # Hz, of a wave
     ) -> dict:  # valence, arousal on both scales, intervals, emotion, seconds heard, note
         "Predict a song's emotion; raises MusemoError where there is too little to hear."
@@ -2264,7 +2265,7 @@ class EmotionModel(nn.Module, SharedModel):
 
     def curve(
         self,
-        song: str | PathLike | np.ndarray,
+        song: Song,
         sample_rate: int | None = None,
         *,
         step: float = 0.5,  # s
@@ -2383,7 +2384,7 @@ FEW = 256  # windows of a curve whose answers are made at once
 
 def follow_song(
     model: EmotionModel,
-    song: str | PathLike | np.ndarray,
+    song: Song,
     sample_rate: int | None,
     step: float,  # s
 ) -> pd.DataFrame:  # seconds, valence, arousal
