@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'SCALES', 'EXCHANGED_UP_TO', 'plain_name', 'read_annotations', 'read_own_table', 'read_artists', 'is_published_deam', 'read_dynamic', 'audit_labels', 'exchange_labels', 'settle_labels']
 
-# %% ../nbs/03_data.ipynb #24bddedb
+# %% ../nbs/03_data.ipynb #2cc2157f
+import csv
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #5c5ccabc
+# %% ../nbs/03_data.ipynb #7b31bea6
 LABELS = ["valence", "arousal"]
 SCALES = {"1-9": (1, 9), "-1-1": (-1, 1), "0-1": (0, 1)}
 
@@ -22,20 +23,48 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
 
-def _read_table(path: Path, needed: list[str]) -> pd.DataFrame:
-    "Read a table with plain column names; raises MusemoError where a column is missing."
+def _read_cells(path: Path) -> dict[int, list[str]]:  # line of the file -> cells
+    "Read the rows that are not blank, separated by commas or by semicolons."
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+        file.seek(0)
+        # A spreadsheet whose decimals have commas separates by semicolons.
+        mark = ";" if first.count(";") > first.count(",") else ","
+        lines = csv.reader(file, delimiter=mark, skipinitialspace=True, strict=True)
+        cells = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
+    if mark == ";":
+        cells = [
+            (line, [re.sub(r"^(-?\d*),(\d+)$", r"\1.\2", cell) for cell in row])
+            for line, row in cells
+        ]
+    return {line: row for line, row in cells if any(row)}
+
+
+def _read_table(
+    path: Path,
+    needed: list[str],
+    *,
+    ragged: bool = False,  # rows may end early
+) -> pd.DataFrame:  # cells by line of the file
+    "Read a table with plain column names; raises MusemoError for odd columns or rows."
     try:
-        table = pd.read_csv(path, skipinitialspace=True, encoding="utf-8-sig", dtype=str)
-        table = table.dropna(how="all")  # a spreadsheet's blank rows
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        rows = _read_cells(path)
+    except (UnicodeDecodeError, csv.Error) as error:
         raise MusemoError(f"{path}: is no readable comma-separated table ({error})") from error
-    table.columns = [plain_name(name) for name in table.columns]
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise MusemoError(
-            f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.columns)}"
-        )
-    return table
+    names = [plain_name(name) for name in rows.pop(min(rows))] if rows else []
+    for name in needed:
+        if names.count(name) != 1:
+            many = f"{names.count(name)} columns" if name in names else "no column"
+            raise MusemoError(f"{path}: has {many} {name}; it has {', '.join(names) or 'no row'}")
+    width = len(names)
+    for line, cells in rows.items():
+        if len(cells) > width or len(cells) < width and not ragged:
+            raise MusemoError(
+                f"{path}, row {line}: has {len(cells)} cells and the header {width}; "
+                "mend the row or remove it"
+            )
+    rows = {line: cells + [""] * (width - len(cells)) for line, cells in rows.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names, dtype=str)
 
 
 def _numbers(table: pd.DataFrame, column: str, path: Path, low: float, high: float) -> pd.Series:
@@ -45,12 +74,19 @@ def _numbers(table: pd.DataFrame, column: str, path: Path, low: float, high: flo
     if bad.any():
         row = bad.idxmax()
         raise MusemoError(
-            f"{path}, row {row + 2}: {column} = {table[column][row]!r} must be a number from "
+            f"{path}, row {row}: {column} = {table[column][row]!r} must be a number from "
             f"{low} to {high}; mend the row or remove it"
         )
     return values
 
-# %% ../nbs/03_data.ipynb #ad398000
+
+def _spreads(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    "Read the raters' spread, on 1-9, where the table tells it; blanks stay unknown."
+    told = table[[column]][table[column] != ""] if column in table else table.iloc[:0]
+    known = _numbers(told, column, path, 0, 8) if len(told) else pd.Series(dtype=float)
+    return known.reindex(table.index)
+
+# %% ../nbs/03_data.ipynb #5ad6eac8
 def read_annotations(
     path: Path,  # a static table of DEAM, 1-9
 ) -> pd.DataFrame:  # song_id; valence and arousal with _std, still 1-9
@@ -58,16 +94,16 @@ def read_annotations(
     raw = _read_table(path, ["song_id", "valence_mean", "arousal_mean"])
     ids = _numbers(raw, "song_id", path, 0, 1e9)
     if (ids % 1).any():
-        raise MusemoError(f"{path}: song_id {ids[ids % 1 > 0].iloc[0]} must be a whole number")
+        row = (ids % 1).idxmax()
+        raise MusemoError(f"{path}, row {row}: song_id {ids[row]} must be a whole number")
     songs = pd.DataFrame({"song_id": ids.astype(int)})
     for label in LABELS:
         songs[label] = _numbers(raw, f"{label}_mean", path, 1, 9)
-        spread = raw.get(f"{label}_std", pd.Series(np.nan, raw.index))
-        songs[f"{label}_std"] = pd.to_numeric(spread, errors="coerce")
+        songs[f"{label}_std"] = _spreads(raw, f"{label}_std", path)
     twice = songs["song_id"].duplicated()
     if twice.any():
         raise MusemoError(f"{path}: song_id {songs['song_id'][twice].iloc[0]} stands there twice")
-    return songs
+    return songs.reset_index(drop=True)
 
 
 def read_own_table(
@@ -79,12 +115,12 @@ def read_own_table(
     twice = raw["file"].duplicated()
     if twice.any():
         raise MusemoError(f"{path}: file {raw['file'][twice].iloc[0]} stands there twice")
-    songs = pd.DataFrame({"song_id": raw.index + 1, "file": raw["file"].fillna("")})
-    songs["artist"] = raw.get("artist", pd.Series("", raw.index)).fillna("").str.strip()
+    songs = pd.DataFrame({"song_id": raw.index - 1, "file": raw["file"]})
+    songs["artist"] = raw.get("artist", pd.Series("", raw.index))
     for label in LABELS:
         songs[label] = _numbers(raw, label, path, *SCALES[scale])
         songs[f"{label}_std"] = np.nan
-    return songs
+    return songs.reset_index(drop=True)
 
 # %% ../nbs/03_data.ipynb #57f9af4a
 def read_artists(paths: list[Path]) -> dict[int, str]:
@@ -101,7 +137,7 @@ def read_artists(paths: list[Path]) -> dict[int, str]:
             artists |= {int(i): name for i, name in zip(ids, names, strict=True) if i == i}
     return artists
 
-# %% ../nbs/03_data.ipynb #e0048229
+# %% ../nbs/03_data.ipynb #9aa801d3
 # Valence and arousal as published (1-9) for the first songs of the 2013 edition.
 _published = {
     2: (3.1, 3.0),
@@ -133,7 +169,7 @@ def read_dynamic(
     "Average the dynamic annotations of each song; no rows where a table is missing."
     if set(paths) != set(LABELS):
         return pd.DataFrame(columns=LABELS, dtype=float)
-    tables = {label: _read_table(paths[label], ["song_id"]) for label in LABELS}
+    tables = {label: _read_table(paths[label], ["song_id"], ragged=True) for label in LABELS}
     tables = {k: table.apply(pd.to_numeric, errors="coerce") for k, table in tables.items()}
     means = {k: table.set_index("song_id").mean(axis=1) for k, table in tables.items()}
     return pd.DataFrame(means)
