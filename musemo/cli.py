@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from musemo.cli_kaggle import kaggle
 from musemo.cli_models import export, predict
 from musemo.cli_runs import config, demo, evaluate, run, train
 from musemo.core import MusemoError
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 for command in (run, train, evaluate, demo, predict, export, config):
     app.command()(command)
+app.add_typer(kaggle, name="kaggle")
 
 
 def main() -> None:

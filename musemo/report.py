@@ -101,8 +101,11 @@ def _card(run: Run, name: str, seconds: float | None) -> str:
     if seconds is None:
         return f"<article><h2>{name[:2]} {title}</h2><p class=quiet>not run yet</p></article>"
     number = html.escape(run.load(f"figures/{name}.json")["number"])
+    heading = f"{name[:2]} {title}"
+    if run.has(f"reports/{name}.html"):  # a run fetched from Kaggle has its pages there
+        heading = f'<a href="reports/{name}.html">{heading}</a>'
     return (
-        f'<article><h2><a href="reports/{name}.html">{name[:2]} {title}</a></h2>'
+        f"<article><h2>{heading}</h2>"
         f"<p>{promise}</p><p><strong>{number}</strong></p>"
         f'<img src="figures/{name}.png" alt="{title}: {number}">'
         f"<p class=quiet>{seconds:.0f} s</p></article>"

@@ -86,8 +86,9 @@ MAY_IMPORT = {
     },
 }
 BY_HAND = {
-    *("__init__", "__main__", "_modidx", "cli", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "pipeline", "protocol", "report"),
+    *("__init__", "__main__", "_modidx"),
+    *("cli", "cli_kaggle", "cli_models", "cli_options", "cli_runs"),
+    *("demo", "kernel", "pipeline", "protocol", "report"),
 }
 SECOND = {
     "settings",
