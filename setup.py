@@ -1,4 +1,4 @@
-"""Package musemo with the facts of settings.ini; the notebooks travel as musemo.notebooks."""
+"""Package musemo with the facts of settings.ini; notebooks and kernel travel along."""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -22,9 +22,17 @@ setup(
     keywords=facts["keywords"],
     url=facts["git_url"],
     python_requires=f">={facts['min_python']}",
-    packages=["musemo", "musemo.notebooks"],
-    package_dir={"musemo": "musemo", "musemo.notebooks": "nbs"},
-    package_data={"musemo": ["pages/*"], "musemo.notebooks": ["*.ipynb"]},
+    packages=["musemo", "musemo.notebooks", "musemo.kaggle_kernel"],
+    package_dir={
+        "musemo": "musemo",
+        "musemo.notebooks": "nbs",
+        "musemo.kaggle_kernel": "kaggle",
+    },
+    package_data={
+        "musemo": ["pages/*"],
+        "musemo.notebooks": ["*.ipynb"],
+        "musemo.kaggle_kernel": ["*.ipynb", "*.json"],
+    },
     install_requires=facts["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": facts["console_scripts"].splitlines()},

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from musemo.cli_kaggle import kaggle
 from musemo.cli_models import export, predict
 from musemo.cli_runs import compare, config, demo, doctor, evaluate, rerun, run, train
 from musemo.core import MusemoError
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 for command in (run, rerun, train, evaluate, compare, demo, predict, export, config, doctor):
     app.command()(command)
+app.add_typer(kaggle, name="kaggle")
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ def check_weights(name: str = "") -> Iterator[Finding]:
 def check_kaggle() -> Iterator[Finding]:
     "Say whether credentials for Kaggle are there; what they are is nobody's business."
     home = Path(os.environ.get("KAGGLE_CONFIG_DIR", "~/.kaggle")).expanduser()
-    files = [home / name for name in ("access_token", "kaggle.json")]
+    files = [home / name for name in ("access_token", "kaggle.json", "credentials.json")]
     named = {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= set(os.environ) or "KAGGLE_API_TOKEN" in os.environ
     there = named or any(file.is_file() for file in files)
     advice = f"only for musemo kaggle: a token from kaggle.com/settings goes to {files[0]}"

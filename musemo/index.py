@@ -24,6 +24,7 @@ def read_section(run: Run, name: str, record: dict) -> dict:
         card["number"] = run.load(f"figures/{name}.json")["number"]
         card["seconds"] = record["sections"][name]
         card["memory"] = record["memory"].get(name)
+        card["page"] = run.has(f"reports/{name}.html")  # a run fetched from Kaggle has them there
     return card
 
 

@@ -97,9 +97,11 @@ def build_kernel(root: Path) -> None:
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
     start, configure = (cell for cell in intro.cells if "later" in cell.metadata.get("tags", []))
     cells = [cell for cell in intro.cells if cell not in (start, configure)]
-    waiting = []
-    for path in sorted((root / "nbs").glob("[0-9]*.ipynb")):
+    paths, waiting = sorted((root / "nbs").glob("[0-9]*.ipynb")), []
+    for path, following in zip(paths, [*paths[1:], None], strict=True):
         section = kernel_cells(nbformat.read(path, as_version=4))
+        coming = following.stem if following else "nothing, all is done"
+        section.append(nbformat.v4.new_code_cell(f'end_section("{path.stem}", "{coming}")'))
         stage = next(i for i, c in enumerate(section) if c.source.startswith("## On the run"))
         # The stages of 01 and 02 need the configuration, which 02 makes.
         if path.stem == "01_core":

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import papermill
@@ -215,49 +214,3 @@ def test_prediction_of_a_song(smoke_run, small_config):
     assert result.returncode == 0, result.stderr
     name, valence, _, arousal, *_ = result.stdout.splitlines()[1].split()
     assert name == song.name and abs(float(valence)) <= 1 and abs(float(arousal)) <= 1
-
-
-def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
-    "No package, no hub: the kernel in an empty folder against a mount like Kaggle's."
-    mount = tmp_path / "input/datasets/someone/deam-mediaeval"
-    shutil.copytree(small_config.data.path, mount)
-    notebook = nbformat.read(ROOT / "kaggle/musemo.ipynb", as_version=4)
-    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert "import musemo" not in source and "from musemo" not in source
-    # Kernels look in their own folder first: an import of the package would fail there.
-    (tmp_path / "work/musemo").mkdir(parents=True)
-    (tmp_path / "work/musemo/__init__.py").write_text(
-        "raise ImportError('the package is not here')"
-    )
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    papermill.execute_notebook(
-        ROOT / "kaggle/musemo.ipynb",
-        tmp_path / "kernel.ipynb",
-        parameters={
-            "preset": "smoke",
-            "data": str(tmp_path / "input"),
-            "out": str(tmp_path / "out"),
-            "values": {
-                "audio.clip_seconds": 3.0,
-                "data.cache": str(tmp_path / "cache"),
-                "data.workers": 2,  # a notebook's own functions must reach other processes
-            },
-        },
-        cwd=tmp_path / "work",
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    assert Run(tmp_path / "out").has(*ARTIFACTS)
-
-
-def test_the_kernel_s_metadata_is_what_kaggle_asks_for():
-    facts = json.loads((ROOT / "kaggle/kernel-metadata.json").read_text())
-    owner, slug = facts["id"].split("/")
-    assert slug == facts["title"].lower().replace(" ", "-") and len(facts["title"]) >= 5
-    assert (ROOT / "kaggle" / facts["code_file"]).exists()
-    assert facts["kernel_type"] == "notebook" and facts["language"] == "python"
-    assert facts["enable_gpu"] and facts["machine_shape"] == "NvidiaTeslaT4"
-    # The ViT's weights come from the hub where no checkpoint is attached.
-    assert facts["enable_internet"] is True
-    assert all(len(source.split("/")) == 2 for source in facts["dataset_sources"])
-    assert os.path.exists(ROOT / "kaggle/__init__.py") is False

@@ -910,7 +910,6 @@ picture = spectrogram_png(after[0], config.audio)
 lay_out([card(f"{title}, there and back", picture, sound, config.audio, seconds=seconds)])
 
 # %%
-#| hide
 emotions_figure = plot_in_pairs([(title, x) for title, x, _ in pairs], config.audio)
 run.headline(
     "08_audio",

@@ -15,8 +15,32 @@ data = "/kaggle/input"  # searched for DEAM's annotation files
 out = "/kaggle/working/musemo"  # where the run's artifacts go
 values = {}  # single fields, e.g. {"gan.epochs": 20}
 
+# %% [markdown]
+# A session that nobody watches keeps a log. Progress bars would flood it: there, a bar shows only
+# for what takes longer than a minute, once a minute. Bars read this when they are first imported.
+
+# %%
+import os
+
+if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Interactive":
+    os.environ |= {f"TQDM_{name}": "60" for name in ("DELAY", "MININTERVAL", "MAXINTERVAL")}
+
 # %% tags=["later"]
-run = Run(Path(out))
+import time
+from datetime import timedelta
+
+run, clock = Run(Path(out)), [time.monotonic()]
+run_record = {"sections": {}, "units": {"sections": "seconds"}}
+
+
+def end_section(name: str, coming: str) -> None:
+    "Keep how long a section took, and say in the log what comes next."
+    clock.append(time.monotonic())
+    run_record["sections"][name] = round(clock[-1] - clock[-2], 1)
+    run.save("run.json", run_record)
+    passed = timedelta(seconds=round(clock[-1] - clock[0]))
+    print(f"{passed} {name} is done, {run_record['sections'][name]:.0f} s; next: {coming}")
+
 
 # %% tags=["later"]
 config = make_config(preset, {"data.path": data, **values})

@@ -1,0 +1,266 @@
+"""The Kaggle kernel: written for a user, pushed, followed and fetched by Kaggle's own client."""
+
+import io
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from musemo.config import Config
+from musemo.core import MusemoError, Run, progress
+from musemo.pipeline import write_index
+from musemo.records import load_config
+from musemo.presets import flatten, make_config
+
+NOTEBOOK, METADATA = "musemo.ipynb", "kernel-metadata.json"
+OUT = "musemo/"  # what the kernel leaves, below /kaggle/working
+WAYS_IN = (
+    "run `kaggle auth login`, or make a token on kaggle.com/settings and put it into "
+    "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json serves as well)"
+)
+RUNNING = ("queued", "running")
+
+
+@contextmanager
+def _client_needed() -> Iterator[None]:
+    "Say how to install Kaggle's client where an import of it fails."
+    try:
+        yield
+    except ImportError as error:
+        raise MusemoError(
+            f"Kaggle's client is missing ({error}): pip install 'musemo[kaggle]'"
+        ) from error
+
+
+def kernel_name(user: str, title: str) -> str:
+    "Make a kernel's name, OWNER/SLUG; raises MusemoError where Kaggle would refuse a part of it."
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+        raise MusemoError(
+            f"--user {user!r}: must be letters, digits, - and _, as in your page's address "
+            "kaggle.com/NAME"
+        )
+    with _client_needed():
+        from slugify import slugify  # the client's own: title and address must agree
+    slug = slugify(title)
+    if min(len(title), len(slug)) < 5:
+        raise MusemoError(
+            f"--title {title!r}: makes the address {slug!r}; give at least five letters or digits"
+        )
+    return f"{user}/{slug}"
+
+
+def kernel_file(name: str) -> Path:
+    "Find a file of the kernel: in the installed package, or in the clone beside it."
+    package = Path(__file__).parent
+    for folder in (package / "kaggle_kernel", package.parent / "kaggle"):
+        if (folder / name).exists():
+            return folder / name
+    raise MusemoError(f"the kernel's {name} is missing; install musemo again")
+
+
+def _sources(data: list[str], weights: list[str]) -> dict[str, list[str]]:
+    "Sort what is attached into Kaggle's data sets and models; raises MusemoError for neither."
+    for name in (*data, *weights):
+        if not re.fullmatch(r"[\w-]+/[\w-]+", name) and name not in weights:
+            raise MusemoError(f"--data {name!r}: must be OWNER/NAME of a data set of Kaggle's")
+        if not re.fullmatch(r"[\w-]+/[\w-]+(/[\w.-]+/[\w.-]+/\d+)?", name):
+            raise MusemoError(
+                f"--weights {name!r}: must be OWNER/MODEL/FRAMEWORK/VARIATION/VERSION of a model, "
+                "or OWNER/NAME of a data set of Kaggle's"
+            )
+    models = [name for name in weights if name.count("/") == 4]
+    return {
+        "dataset_sources": [*data, *(name for name in weights if name not in models)],
+        "model_sources": models,
+    }
+
+
+def write_kernel(
+    folder: Path,  # new or empty
+    kernel: str,  # as kernel_name gives it
+    title: str,
+    config: Config,
+    *,
+    public: bool = False,
+    gpu: bool = True,
+    internet: bool = True,
+    data: list[str] = (),  # data sets OWNER/NAME in place of DEAM
+    weights: list[str] = (),  # models or data sets that hold a ViT
+) -> Path:
+    "Write what is pushed: the notebook with its parameters, and its metadata."
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MusemoError(f"{folder}: is there already; name a folder that is new or empty")
+    if not (internet or weights or config.vit.weights == "scratch"):
+        raise MusemoError(
+            "--no-internet: the ViT's weights cannot come from the hub; attach some with "
+            "--weights, or train without: --set vit.weights=scratch"
+        )
+    facts = json.loads(kernel_file(METADATA).read_text())
+    facts |= {"id": kernel, "title": title, "is_private": not public}
+    facts |= {"enable_gpu": gpu, "enable_internet": internet}
+    facts["machine_shape"] = facts["machine_shape"] if gpu else ""
+    facts |= _sources(data or facts["dataset_sources"], weights)
+    preset = flatten(make_config(config.preset))
+    values = {name: value for name, value in flatten(config).items() if value != preset[name]}
+    chosen = f"# chosen for this push\npreset = {config.preset!r}\nvalues = {values!r}"
+    notebook = nbformat.read(kernel_file(NOTEBOOK), as_version=4)
+    tagged = [i for i, x in enumerate(notebook.cells) if "parameters" in x.metadata.get("tags", [])]
+    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(chosen))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).write_text(json.dumps(facts, indent=2) + "\n")
+    nbformat.write(notebook, folder / NOTEBOOK)
+    return folder
+
+
+def ask(api: Any, call: Callable, *arguments: object) -> Any:
+    "Call Kaggle's client; what goes wrong is one line, and credentials are not in it."
+    import requests  # comes with the client
+
+    try:
+        # The client prints hints, and with VERBOSE set the headers that hold the credentials.
+        with redirect_stdout(io.StringIO()):
+            return call(*arguments)
+    except SystemExit:
+        raise MusemoError(f"Kaggle: found no credentials that it accepts; {WAYS_IN}") from None
+    except (requests.ConnectionError, requests.Timeout):
+        raise MusemoError("Kaggle: cannot be reached; look to the network, and try again") from None
+    except (requests.RequestException, ValueError) as error:
+        # For a kernel that is not yours the client hides Kaggle's answer behind a guess.
+        answers = [e for e in (error, error.__context__) if isinstance(e, requests.HTTPError)]
+        reason = " ".join(str(answers[0] if answers else error).split())
+        for key in ("key", "token"):
+            reason = reason.replace(api.config_values.get(key) or "\0", "***")
+        status = answers[0].response.status_code if answers else 0
+        hint = f"; {WAYS_IN}" if status == 401 else ""
+        raise MusemoError(f"Kaggle refused: {reason}{hint}") from None
+
+
+def open_client() -> Any:
+    "Sign in with whatever credentials the client finds; raises MusemoError without."
+    with _client_needed(), redirect_stdout(io.StringIO()):  # it prints what it thinks of you
+        from kaggle.api.kaggle_api_extended import KaggleApi
+    api = KaggleApi()
+    ask(api, api.authenticate)
+    return api
+
+
+def push_kernel(folder: Path) -> str:  # its address
+    "Push a written kernel, which starts it; raises MusemoError where Kaggle refuses a part of it."
+    api = open_client()
+    answer = ask(api, api.kernels_push, str(folder))
+    if answer.error:
+        raise MusemoError(f"Kaggle refused the kernel: {' '.join(answer.error.split())}")
+    lost = [*answer.invalid_dataset_sources, *answer.invalid_model_sources]
+    if lost:
+        raise MusemoError(
+            f"Kaggle took the kernel, but cannot attach {', '.join(lost)}: stop it on {answer.url}, "
+            "and push again with sources that you can open there"
+        )
+    return answer.url
+
+
+def _state(answer: Any) -> str:
+    "Say in words how a kernel stands."
+    return answer.status.name.lower().replace("_", " ")
+
+
+def follow_kernel(
+    kernel: str,
+    every: float | None = None,  # seconds between questions; None: ask once
+) -> Iterator[str]:  # each state that is new
+    "Say how a kernel stands, until it ends; raises MusemoError where it failed or was stopped."
+    api = open_client()
+    # The client's own patience: a lost connection must not end a watch of hours.
+    question = api.with_retry(api.kernels_status) if every else api.kernels_status
+    seen = None
+    while True:
+        answer = ask(api, question, kernel)
+        state = _state(answer)
+        if state == "error" or "cancel" in state:
+            why = " ".join((answer.failure_message or "no reason given").split())
+            raise MusemoError(f"{kernel}: {state} ({why}); `musemo kaggle output` fetches its log")
+        if state != seen:
+            yield state
+        if every is None or state not in RUNNING:
+            return
+        seen = state
+        time.sleep(every)
+
+
+def _list_output(api: Any, kernel: str) -> tuple[dict[str, str], str]:  # name -> address; the log
+    "List all files that a kernel left, page by page."
+    from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
+
+    request = ApiListKernelSessionOutputRequest()
+    request.user_name, request.kernel_slug = kernel.split("/")
+    request.page_size, files, log = 100, {}, ""
+    with api.build_kaggle_client() as client:
+        while True:
+            answer = ask(api, client.kernels.kernels_api_client.list_kernel_session_output, request)
+            files |= {file.file_name: file.url for file in answer.files}
+            log = answer.log or log
+            if not answer.next_page_token:
+                return files, log
+            request.page_token = answer.next_page_token
+
+
+def _download(url: str, target: Path) -> None:
+    "Download a file as it comes; raises MusemoError where it is not whole."
+    import requests
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # The client's own download would keep a page that says "no" as if it were the file.
+        with requests.get(url, stream=True, timeout=60) as answer, open(target, "wb") as file:
+            answer.raise_for_status()
+            for part in answer.iter_content(1 << 20):
+                file.write(part)
+    except requests.RequestException as error:
+        # The address is signed: it is a credential, and the error would show it.
+        status = getattr(error.response, "status_code", "the connection broke")
+        raise MusemoError(f"{target.name}: could not be fetched ({status}); try again") from None
+
+
+def _plain_log(log: str) -> str:
+    "Join the events of a session's log; one that is text already stays as it is."
+    try:
+        return "".join(event["data"] for event in json.loads(log))
+    except (ValueError, TypeError, KeyError):
+        return log
+
+
+def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the log
+    "Fetch what a kernel left into a new run folder, whole or not at all, and write its page."
+    if out.exists():
+        raise MusemoError(f"--out {out}: is there already; name a folder that is new")
+    api = open_client()
+    state = _state(ask(api, api.kernels_status, kernel))
+    if state in RUNNING:
+        raise MusemoError(f"{kernel}: is {state}; `musemo kaggle status --wait` says when it ends")
+    files, log = _list_output(api, kernel)
+    if not (files or log):
+        raise MusemoError(f"{kernel}: has left nothing (state: {state})")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kaggle-") as folder:
+        part = Path(folder) / "part"
+        part.mkdir()
+        for name, url in progress(files.items(), desc="files"):
+            target = part / name.removeprefix(OUT)
+            if not target.resolve().is_relative_to(part.resolve()):
+                raise MusemoError(f"{kernel}: names a file outside its own folder: {name!r}")
+            _download(url, target)
+        (part / "kaggle.log").write_text(_plain_log(log))
+        os.replace(part, out)
+    run = Run(out)
+    if run.has("config.json", "run.json"):
+        page = write_index(run, load_config(run))
+        if state == "complete":
+            return page
+    return run.path("kaggle.log")
