@@ -89,7 +89,7 @@ def click_plane(
     one = {"grid_template_columns": "20rem", "grid_template_rows": "20rem"}
     return ipywidgets.GridBox([picture, over], layout=one | {"overflow": "hidden"}), buttons
 
-# %% ../nbs/03_data.ipynb #4d564329
+# %% ../nbs/03_data.ipynb #6f36e52c
 def song_files(config: Config) -> dict[int, Path | None]:  # song_id -> file
     "Find each song's sound."
     songs, _, files = list_songs(config)
@@ -129,8 +129,8 @@ class SongBrowser:
     def fill(self) -> None:
         "List the songs that part and search let through, and show the first."
         text, songs = self.search.value.strip().lower(), self.songs
-        known = songs[["song_id", "artist", "file"]].fillna("").astype(str).agg(" ".join, axis=1)
-        kept = known.str.lower().str.contains(text, regex=False)
+        words = songs[["song_id", "artist", "file"]].astype(object).fillna("").astype(str)
+        kept = words.agg(" ".join, axis=1).str.lower().str.contains(text, regex=False)
         kept &= songs["split"].isin([self.part.value] if self.part.value else [*_parts])
         self.listed, self.last = songs[kept], None
         self.filling = True  # the list follows, and must not answer

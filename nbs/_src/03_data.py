@@ -926,8 +926,8 @@ class SongBrowser:
     def fill(self) -> None:
         "List the songs that part and search let through, and show the first."
         text, songs = self.search.value.strip().lower(), self.songs
-        known = songs[["song_id", "artist", "file"]].fillna("").astype(str).agg(" ".join, axis=1)
-        kept = known.str.lower().str.contains(text, regex=False)
+        words = songs[["song_id", "artist", "file"]].astype(object).fillna("").astype(str)
+        kept = words.agg(" ".join, axis=1).str.lower().str.contains(text, regex=False)
         kept &= songs["split"].isin([self.part.value] if self.part.value else [*_parts])
         self.listed, self.last = songs[kept], None
         self.filling = True  # the list follows, and must not answer
