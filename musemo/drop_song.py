@@ -52,7 +52,7 @@ def explain_moment(
     told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
     return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
 
-# %% ../nbs/12_evaluation.ipynb #59932bc4
+# %% ../nbs/12_evaluation.ipynb #bb685114
 class SongDrop:
     "A song is given, and a model answers; `box` is the widget."
 
@@ -72,7 +72,11 @@ class SongDrop:
         self.axis = ipywidgets.Dropdown(
             options=[("valence", 0), ("arousal", 1)], value=1, description="what raised"
         )
-        slow = {"continuous_update": False, "step": 0.5, "layout": {"width": "24rem"}}
+        slow = {
+            "continuous_update": False,
+            "step": 0.5,
+            "layout": {"width": "24rem", "max_width": "100%"},
+        }
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
         self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
         self.sounds = [silent_player(), silent_player()]

@@ -40,8 +40,8 @@ def config_command(config: Config) -> str:
     settings = [f"--set {shlex.quote(f'{name}={_as_text(value)}')}" for name, value in values]
     return " ".join(["musemo run --preset", config.preset, *settings])
 
-# %% ../nbs/02_config.ipynb #3744fea8
-_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem"}}
+# %% ../nbs/02_config.ipynb #c62f9b08
+_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem", "max_width": "100%"}}
 
 
 def field_control(name: str, value) -> ipywidgets.ValueWidget:

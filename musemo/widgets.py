@@ -12,7 +12,7 @@ from ipywidgets import Audio, Image
 
 from .core import wav_bytes
 
-# %% ../nbs/01_core.ipynb #fbc21bed
+# %% ../nbs/01_core.ipynb #0082b6ae
 def png_bytes(figure: plt.Figure) -> bytes:
     "Make the content of a .png file of a figure, and close the figure."
     file = io.BytesIO()
@@ -28,7 +28,7 @@ def empty_picture() -> Image:
 
 def silent_player() -> Audio:
     "Open a player without a sound."
-    return Audio(format="wav", autoplay=False, loop=False)
+    return Audio(format="wav", autoplay=False, loop=False, layout={"max_width": "100%"})
 
 
 def put_sound(

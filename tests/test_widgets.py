@@ -196,7 +196,7 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     )
     assert pages["03_data"].count("raters +- 0.2") >= 6  # three songs with players, two labels each
     assert pages["03_data"].count("<audio") >= 3
-    assert pages["08_audio"].count('<audio controls aria-label="valence') == 25
+    assert pages["08_audio"].count('aria-label="valence') >= 25
     assert "most relevant 20%" in pages["12_evaluation"]
 
 

@@ -626,7 +626,7 @@ def empty_picture() -> Image:
 
 def silent_player() -> Audio:
     "Open a player without a sound."
-    return Audio(format="wav", autoplay=False, loop=False)
+    return Audio(format="wav", autoplay=False, loop=False, layout={"max_width": "100%"})
 
 
 def put_sound(

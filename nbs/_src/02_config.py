@@ -893,7 +893,7 @@ print(config_call(mine), config_command(mine), sep="\n")
 
 # %%
 #| export form
-_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem"}}
+_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem", "max_width": "100%"}}
 
 
 def field_control(name: str, value) -> ipywidgets.ValueWidget:

@@ -952,8 +952,9 @@ def click_plane(
     repeat = f"repeat({side}, minmax(0, 1fr))"
     tracks = {"grid_template_columns": repeat, "grid_template_rows": repeat, "grid_gap": "0"}
     over = ipywidgets.GridBox(buttons, layout=same | tracks)
-    one = {"grid_template_columns": "20rem", "grid_template_rows": "20rem"}
-    return ipywidgets.GridBox([picture, over], layout=one | {"overflow": "hidden"}), buttons
+    one = {"grid_template_columns": "minmax(0, 1fr)", "grid_template_rows": "20rem"}
+    one |= {"width": "20rem", "max_width": "100%", "overflow": "hidden"}
+    return ipywidgets.GridBox([picture, over], layout=one), buttons
 
 
 # %%
@@ -990,11 +991,11 @@ class SongBrowser:
         self.part = ipywidgets.Dropdown(options=parts, description="part")
         words = {"placeholder": "number, artist or file", "continuous_update": False}
         self.search = ipywidgets.Text(description="search", **words)
-        self.list = ipywidgets.Select(rows=14, layout={"width": "20rem"})
+        self.list = ipywidgets.Select(rows=14, layout={"width": "20rem", "max_width": "100%"})
         self.picture, self.sound = empty_picture(), silent_player()
         self.label, self.plane = ipywidgets.HTML(), ipywidgets.Image(format="png")
         plane, self.buttons = click_plane(self.plane, self.go)
-        chooser = ipywidgets.VBox([self.part, self.search, self.list])
+        chooser = ipywidgets.VBox([self.part, self.search, self.list], layout={"max_width": "100%"})
         top = ipywidgets.HBox([plane, chooser], layout={"flex_flow": "row wrap"})
         self.box = ipywidgets.VBox([top, self.label, self.picture, self.sound])
         self.part.observe(lambda _: self.fill(), "value")
@@ -1005,8 +1006,8 @@ class SongBrowser:
     def fill(self) -> None:
         "List the songs that part and search let through, and show the first."
         text, songs = self.search.value.strip().lower(), self.songs
-        known = songs[["song_id", "artist", "file"]].fillna("").astype(str).agg(" ".join, axis=1)
-        kept = known.str.lower().str.contains(text, regex=False)
+        words = songs[["song_id", "artist", "file"]].astype(object).fillna("").astype(str)
+        kept = words.agg(" ".join, axis=1).str.lower().str.contains(text, regex=False)
         kept &= songs["split"].isin([self.part.value] if self.part.value else [*_parts])
         self.listed, self.last = songs[kept], None
         self.filling = True  # the list follows, and must not answer

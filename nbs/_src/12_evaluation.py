@@ -2569,7 +2569,11 @@ class SongDrop:
         self.axis = ipywidgets.Dropdown(
             options=[("valence", 0), ("arousal", 1)], value=1, description="what raised"
         )
-        slow = {"continuous_update": False, "step": 0.5, "layout": {"width": "24rem"}}
+        slow = {
+            "continuous_update": False,
+            "step": 0.5,
+            "layout": {"width": "24rem", "max_width": "100%"},
+        }
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
         self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
         self.sounds = [silent_player(), silent_player()]
