@@ -2241,9 +2241,8 @@ class EmotionModel(nn.Module, SharedModel):
         self, song: str | PathLike | np.ndarray | Heard, sample_rate: int | None = None
     ) -> Heard:
         "Hear a song as this model does; what it has heard stands for the song in all its methods."
-        if isinstance(song, Heard):
-            return song
-        return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
+        done = isinstance(song, Heard)
+        return song if done else hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
 
     def predict(
         self,
