@@ -80,7 +80,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #a8949202
+# %% ../nbs/12_evaluation.ipynb #c490563f
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -121,9 +121,8 @@ class EmotionModel(nn.Module, SharedModel):
 
     def hear(self, song: Song, sample_rate: int | None = None) -> Heard:
         "Hear a song as this model does; what it has heard stands for the song in all its methods."
-        if isinstance(song, Heard):
-            return song
-        return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
+        done = isinstance(song, Heard)
+        return song if done else hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
 
     def predict(
         self,

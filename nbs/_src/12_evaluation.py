@@ -2242,9 +2242,8 @@ class EmotionModel(nn.Module, SharedModel):
 
     def hear(self, song: Song, sample_rate: int | None = None) -> Heard:
         "Hear a song as this model does; what it has heard stands for the song in all its methods."
-        if isinstance(song, Heard):
-            return song
-        return hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
+        done = isinstance(song, Heard)
+        return song if done else hear(song, sample_rate, self.audio, min_seconds=self.min_seconds)
 
     def predict(
         self,
