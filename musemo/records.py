@@ -27,5 +27,5 @@ def load_record(run: Run) -> dict:
     return {
         "sections": record.get("sections", {}),
         "memory": record.get("memory", {}),
-        "units": {"sections": "seconds", "memory": "MB that a section's processes held at most"},
+        "units": {"sections": "seconds", "memory": "MB of its processes, at most"},
     }
