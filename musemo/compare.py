@@ -5,12 +5,12 @@ from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import MusemoError, Run, write_atomic
-from musemo.facts import augmentation_verdict, read_facts
+from musemo.facts import read_facts
 from musemo.pages import count, duration, figure, hours, interval, memory, page_style, render
 from musemo.presets import flatten
 from musemo.records import load_config, load_record
 from musemo.report import read_promise
-from musemo.verdict import AXES, RIVALS
+from musemo.verdict import ARMS, AXES, RIVALS
 
 
 def open_done(folder: Path) -> dict:  # run, config, record, facts, environment
@@ -88,14 +88,14 @@ def _folds(facts: dict) -> dict[str, str]:
     if not (folds := facts["folds"]):
         return {}
     rows = {"songs, folds x seeds": f"{folds['songs']}, {folds['folds']} x {folds['seeds']}"}
-    shown = {"model": "real songs", "augmented": "real and generated songs", "both": RIVALS["both"]}
-    for one in sorted(folds["scores"], key=lambda one: one["axis"]):
-        if one["who"] in shown:
-            label = f"{one['axis']}: R2, {shown[one['who']]}, 95 %"
-            rows[label] = f"{one['r2']:.2f} {interval(one['r2_interval'])}"
-    for axis, gain in sorted(augmentation_verdict(folds).items()):
-        told = f"{gain['verdict']}: {gain['r2_gain']:+.3f} {interval(gain['interval'], 3)}"
-        rows[f"{axis}: do generated songs help?"] = told
+    for axis in AXES[::-1]:
+        for who, told in folds["r2"][axis].items():
+            own = f"{told['r2']:.2f} {interval(told['r2_interval'])}"
+            rows[f"{axis}: R2 of {ARMS[who]}, 95 %"] = own
+        if folds["verdict"]:
+            gain = folds["verdict"][axis]
+            told = f"{gain['verdict']}: {gain['r2_gain']:+.3f} {interval(gain['interval'], 3)}"
+            rows[f"{axis}: do generated songs help?"] = told
     return rows
 
 

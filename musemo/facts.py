@@ -2,6 +2,8 @@
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from musemo.config import Config
@@ -19,15 +21,23 @@ def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
     "Read each part whose section is done, None for the others; raises MusemoError for old ones."
     facts = {}
     for part, (section, read) in _PARTS.items():
-        try:
+        with _of_this_version(f"{run.folder}: section {section}", f"--from {int(section[:2])}"):
             facts[part] = read(run, config) if section in done else None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise MusemoError(
-                f"{run.folder}: what section {section} left there is of another version "
-                f"({type(error).__name__}: {error}); make it again with --from {int(section[:2])}"
-            ) from error
-    facts["folds"] = run.load("folds.json") if run.has("folds.json") else None
+    with _of_this_version(run.path("folds.json"), "musemo evaluate, where it is deleted"):
+        facts["folds"] = read_folds(run.load("folds.json")) if run.has("folds.json") else None
     return facts
+
+
+@contextmanager
+def _of_this_version(what: object, way_out: str) -> Iterator[None]:
+    "Say of what lacks a fact that another version left it."
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise MusemoError(
+            f"{what}: left by another version ({reason}); make it again with {way_out}"
+        ) from error
 
 
 def read_data(run: Run, config: Config) -> dict:
@@ -120,16 +130,16 @@ _PARTS = {
 }
 
 
-def augmentation_verdict(folds: dict | None) -> dict[str, dict]:  # empty: not measured
-    "Find what repeated folds say about adding generated songs: gain, interval, verdict by axis."
-    gains = folds["gains"] if folds else []
-    found = [x for x in gains if (x["who"], x["over"]) == ("augmented", "model")]
-    return {axis: found[0][axis] for axis in AXES} if found else {}
-
-
-def folds_words(folds: dict) -> list[str]:
-    "Say what repeated folds found, a sentence an item."
-    return say_folds(folds).splitlines()
+def read_folds(record: dict) -> dict:
+    "Tell R2 over repeated folds, and whether adding generated songs helps; empty: not measured."
+    keys = ("r2", "r2_interval", "r2_seeds")
+    r2 = {axis: {} for axis in AXES}
+    for one in record["scores"]:
+        r2[one["axis"]][one["who"]] = {key: one[key] for key in keys}
+    told = [x for x in record["gains"] if (x["who"], x["over"]) == ("augmented", "model")]
+    verdict = {axis: told[0][axis] for axis in AXES} if told else {}
+    size = {key: record[key] for key in ("songs", "folds", "seeds")}
+    return size | {"r2": r2, "verdict": verdict, "words": say_folds(record).splitlines()}
 
 
 def changed_settings(config: Config) -> dict[str, tuple]:  # field -> preset's value, this run's

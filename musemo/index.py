@@ -2,18 +2,11 @@
 
 from musemo.config import Config
 from musemo.core import Run
-from musemo.facts import (
-    augmentation_verdict,
-    changed_settings,
-    command_line,
-    folds_words,
-    read_facts,
-    warn,
-)
+from musemo.facts import changed_settings, command_line, read_facts, warn
 from musemo.pages import page_style, render
 from musemo.presets import field_table
 from musemo.report import read_promise
-from musemo.verdict import AXES, RIVALS, folds_tables
+from musemo.verdict import ARMS, RIVALS
 
 
 def read_section(run: Run, name: str, record: dict) -> dict:
@@ -26,16 +19,6 @@ def read_section(run: Run, name: str, record: dict) -> dict:
         card["memory"] = record["memory"].get(name)
         card["page"] = run.has(f"reports/{name}.html")  # a run fetched from Kaggle has them there
     return card
-
-
-def folds_table(folds: dict) -> dict:
-    "Lay out R2 of repeated folds: columns and rows of text."
-    figures, _, _ = folds_tables(folds)
-    who = figures.index.get_level_values("who").unique()
-    columns = ["R2", "R2, 95 %", "R2 over seeds, +-"]
-    return {
-        name: {axis: figures.loc[(axis, name), columns].to_dict() for axis in AXES} for name in who
-    }
 
 
 def index_page(
@@ -61,9 +44,7 @@ def index_page(
         seconds=sum(record["sections"].values()),
         most_memory=max(held.items(), key=lambda item: item[1]),
         rivals={"model": "this model"} | RIVALS,
-        verdict=augmentation_verdict(facts["folds"]),
-        folds_words=folds_words(facts["folds"]) if facts["folds"] else [],
-        folds_table=folds_table(facts["folds"]) if facts["folds"] else {},
+        arms=ARMS,
         changed=changed_settings(config),
         fields=field_table(config).to_dict("records"),
         environment=run.load("environment.json") if run.has("environment.json") else None,

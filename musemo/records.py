@@ -23,7 +23,7 @@ def load_config(
 
 _UNITS = {
     "sections": "seconds",
-    "memory": "MB that a section's processes held at most",
+    "memory": "MB of its processes, at most",
     "artifacts": "blake2b of what each section left",
     "data": "blake2b of tables and sound files",
 }

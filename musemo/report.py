@@ -32,8 +32,6 @@ def read_promise(name: str) -> tuple[str, str]:
 
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
 _DEBRIS = re.compile(r"[\[(<]*(Text\(|matplotlib\.|Axes|Figure size)")  # what plotting calls return
 
 
@@ -45,11 +43,17 @@ def _is_worth_reading(output: dict) -> bool:
     return output.get("name") != "stderr" and _WIDGET not in data and not debris
 
 
+def _is_aligned(text: str) -> bool:
+    "Say whether printed text has columns, which need letters of one width."
+    return bool(re.search(r"\S {2,}\S", text))
+
+
 def _tidy(output: dict) -> dict:
     "Make what was printed readable on a page: lines flow, tables of words stand to the left."
     data = output.get("data", {})
-    if output.get("name") == "stdout":  # lines that were broken for a terminal
-        output["text"] = re.sub(r"(.{70,}[^.:])\n(?=\s*[^-\s])", r"\1 ", output["text"])
+    if output.get("name") == "stdout" and not _is_aligned(output["text"]):
+        # Lines that were broken for a terminal; a list's items stay.
+        output["text"] = re.sub(r"(.{70,}[^.:])\n(?=[ \t]*[^-\s])", r"\1 ", output["text"])
     if "text/html" in data:
         cells = re.findall(r"<td>([^<]*)</td>", data["text/html"])
         words = [cell for cell in cells if cell[:1].isalpha() and cell not in ("NaN", "None")]
@@ -103,11 +107,6 @@ def _describe_pictures(cells: list, title: str, number: str) -> None:
             head = base64.b64decode(picture["data"]["image/png"][:32])
             wide = int.from_bytes(head[16:20]) > WIDE  # where a .png says its width
             picture.setdefault("metadata", {})["image/png"] = {"alt": alt, "unconfined": wide}
-
-
-def _is_aligned(text: str) -> bool:
-    "Say whether printed text has columns, which need letters of one width."
-    return bool(re.search(r"\S {2,}\S", text))
 
 
 def write_report(run: Run, name: str) -> Path:

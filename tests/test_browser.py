@@ -122,7 +122,7 @@ def test_every_player_has_a_length_a_name_and_plays(name, visit):
 def test_players_are_where_they_belong(visit):
     counts = {name: visit(name).locator("audio").count() for name in NAMES}
     assert counts["index"] == 10 and counts["../compare"] == 5
-    assert counts["reports/03_data"] == 3 and counts["reports/08_audio"] >= 10 + 25
+    assert counts["reports/03_data"] >= 3 and counts["reports/08_audio"] >= 10 + 25
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -140,7 +140,13 @@ def test_an_artifact_of_another_version_is_one_clear_error(copy):
     quality = copy.load("gan_quality.json")
     del quality["held_out"]
     copy.save("gan_quality.json", quality)
-    with pytest.raises(MusemoError, match="06_gan_quality .* another version.*--from 6"):
+    with pytest.raises(MusemoError, match="06_gan_quality: left by another version.*--from 6"):
+        index_of(copy)
+
+
+def test_folds_of_another_version_are_one_clear_error(copy):
+    copy.save("folds.json", {key: part for key, part in FOLDS.items() if key != "ceiling"})
+    with pytest.raises(MusemoError, match="folds.json: left by another version.*musemo evaluate"):
         index_of(copy)
 
 
@@ -161,6 +167,7 @@ def test_a_report_reads_as_a_page(tmp_path):
                 new.new_output("stream", name="stderr", text="SomeWarning: x"),
                 new.new_output("execute_result", {"text/plain": "[Text(0.5, 1.0, 'x')]"}),
                 new.new_output("stream", name="stdout", text="word " * 15 + "that\nflows on."),
+                new.new_output("stream", name="stdout", text="x " * 40 + "1   2\nin its row"),
                 new.new_output("execute_result", {"text/plain": "a    1\ndtype: int64"}),
             ],
         ),
@@ -174,7 +181,7 @@ def test_a_report_reads_as_a_page(tmp_path):
     assert page.index("On the run") < page.index("How it works") < page.index("Inside")
     assert page.count("<summary>Code") == 3 and "#| export" not in page  # two became one
     assert 'alt="Title: 7 &lt; 8. What this is."' in page
-    assert "that flows on." in page
+    assert "that flows on." in page and "1   2\nin its row" in page
     for debris in ("SomeWarning", "Text(0.5", "dtype"):
         assert debris not in page
 
