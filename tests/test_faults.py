@@ -95,24 +95,29 @@ def test_a_damaged_artifact_is_made_again_with_a_warning(
 
 
 def test_sections_after_one_that_left_something_else_are_made_again(
-    copied, small_config, smoke_run, monkeypatch
+    copied, small_config, monkeypatch
 ):
     out, executed = copied
-    monkeypatch.setattr(
-        "musemo.keeping.mark_file", lambda path: "other" if path.stem == "vit" else path.name
-    )
-    run_suite(small_config, out, only=11)
-    assert executed == [NAMES[10]]
-    assert list(load_record(Run(out))["sections"]) == [*NAMES[:10], NAMES[10]]
+
+    def leave_other(run, name, line):
+        executed.append(name)
+        left = run.path("vit_history.json")
+        left.write_text(left.read_text() + " ")
+        return 1.0
+
+    with monkeypatch.context() as patched:
+        patched.setattr("musemo.pipeline.execute", leave_other)
+        run_suite(small_config, out, only=11)
+    assert executed == [NAMES[10]] and list(load_record(Run(out))["sections"]) == NAMES[:11]
     run_suite(small_config, out)
-    assert executed == [NAMES[10], NAMES[11]]
+    assert executed == NAMES[10:]
 
 
 def test_other_settings_say_what_changed_and_make_that_again(copied, small_config, capsys):
     out, executed = copied
     run_suite(changed_config(small_config, training__epochs=4), out)
     assert executed == NAMES[10:]
-    assert "changed: training.epochs: 2 -> 4; sections from 11 on" in capsys.readouterr().err
+    assert "changed: training.epochs: 3 -> 4; sections from 11 on" in capsys.readouterr().err
     executed.clear()
     run_suite(changed_config(small_config, training__epochs=4, gan__epochs=3), out, first=12)
     assert executed == NAMES[3:]  # asked for was 12, and 4 is what needs it
