@@ -24,7 +24,7 @@ setup(
     python_requires=f">={facts['min_python']}",
     packages=["musemo", "musemo.notebooks"],
     package_dir={"musemo": "musemo", "musemo.notebooks": "nbs"},
-    package_data={"musemo": ["pages/*"], "musemo.notebooks": ["*.ipynb"]},
+    package_data={"musemo": ["templates/*"], "musemo.notebooks": ["*.ipynb"]},
     install_requires=facts["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": facts["console_scripts"].splitlines()},
