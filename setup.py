@@ -29,7 +29,7 @@ setup(
         "musemo.kaggle_kernel": "kaggle",
     },
     package_data={
-        "musemo": ["pages/*"],
+        "musemo": ["templates/*"],
         "musemo.notebooks": ["*.ipynb"],
         "musemo.kaggle_kernel": ["*.ipynb", "*.json"],
     },

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pygments.formatters import HtmlFormatter
 
-FOLDER = Path(__file__).parent / "pages"
+FOLDER = Path(__file__).parent / "templates"
 
 
 def page_style() -> str:
@@ -63,5 +63,5 @@ _templates.filters |= {f.__name__: f for f in (interval, figure, duration, hours
 
 
 def render(template: str, **values: object) -> str:
-    "Fill a template of musemo/pages."
+    "Fill a template of musemo/templates."
     return _templates.get_template(template).render(**values)
