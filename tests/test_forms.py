@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "data": {"core", "config", "annotations", "spectrum"},
     "pieces": set(),
     "gan": {"config", "pieces"},
-    "residual": {"config", "gan"},
+    "residual": {"config", "gan", "pieces"},
     "flow": {"config", "pieces"},
     "drawing": {"core", "config", "gan", "residual", "flow"},
     "movers": {"core"},

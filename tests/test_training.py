@@ -251,3 +251,18 @@ def test_longer_pieces_have_no_seam(name):
     meets = np.arange(32, 256, 32) - 1  # windows of 64 start here
     others = np.setdiff1d(np.arange(255), meets)
     assert steps[meets].mean() < 1.25 * steps[others].mean()
+
+
+def test_the_residual_generator_starts_from_what_songs_tell():
+    "Before the first step, level and directions are the songs', and ringing has not lifted them."
+    songs = Songs(*music())
+    torch.manual_seed(0)
+    learner = ResidualLearner(small(), songs, torch.device("cpu"))
+    generator = learner.movers["generator"].network
+    leading = songs.directions()[:, 0]
+    start = generator.last.weight[:128, 0, 0].detach()
+    assert torch.cosine_similarity(start, leading, dim=0) > 0.999
+    with torch.no_grad():
+        drawn = generator(torch.randn(64, generator.noise_size(64)), torch.zeros(64, 2))
+    means, _ = songs.levels()
+    assert (drawn.mean((0, 1, 3)) - means[:, 0]).abs().mean() < 0.1
