@@ -239,7 +239,7 @@ def test_float16_that_cannot_work_stops_with_a_way_out():
 
 @pytest.mark.parametrize("name", FITS)
 def test_longer_pieces_have_no_seam(name):
-    "Steps from frame to frame are no larger where windows meet than elsewhere."
+    "Steps from frame to frame are no larger where windows meet than half way between."
     torch.manual_seed(0)
     generator = build_generator(small(), name)
     for weight in generator.parameters():
@@ -249,7 +249,7 @@ def test_longer_pieces_have_no_seam(name):
     assert piece.shape == (4, 128, 256)
     steps = np.abs(np.diff(piece.astype(np.float32), axis=2)).mean((0, 1))
     meets = np.arange(32, 256, 32) - 1  # windows of 64 start here
-    others = np.setdiff1d(np.arange(255), meets)
+    others = meets + 16  # where up-sampling has edges as well: it repeats up to 16 frames
     assert steps[meets].mean() < 1.25 * steps[others].mean()
 
 
