@@ -86,7 +86,7 @@ def build_generator(
         return build_residual(config)[0]
     return {"gan": Generator, "flow": Flow}[name](config)
 
-# %% ../nbs/04_gan.ipynb #31306427
+# %% ../nbs/04_gan.ipynb #d503c1e3
 def weight_settings(
     config: Config,
     name: str,  # gan, residual or flow
@@ -98,6 +98,9 @@ def weight_settings(
     else:
         sizes = ("frames", "latent", "condition", "channels", "narrowest", "attention_after")
         own = {"gan": config.gan.model_dump(mode="json", include=set(sizes))}
+    if name == "residual":
+        falls = {"steepest_fall", "first_fall"}
+        own["residual"] = config.residual.model_dump(mode="json", include=falls)
     return {f"{part}.{k}": v for part, x in ({"audio": audio} | own).items() for k, v in x.items()}
 
 # %% ../nbs/04_gan.ipynb #e8d80a72

@@ -88,15 +88,11 @@ class UpSampling(nn.Module):
         x = x + self.chance[2] * by_cell.unflatten(1, (1, bands, frames))
         return F.leaky_relu(x * (1 + contrast) + level, 0.2)
 
-# %% ../nbs/04_gan.ipynb #90be5a65
+# %% ../nbs/04_gan.ipynb #8aa6048b
 class Generator(nn.Module):
     "Draw log-mel windows for wanted emotions."
 
-    def __init__(
-        self,
-        config: Config,
-        layer: Callable[..., nn.Module] = UpSampling,  # of the arguments of UpSampling
-    ):
+    def __init__(self, config: Config):
         super().__init__()
         gan, bands = config.gan, config.audio.n_mels
         self.latent, self.frames, self.attention_after = gan.latent, gan.frames, gan.attention_after
@@ -105,7 +101,8 @@ class Generator(nn.Module):
         self.condition = condition_mlp(gan.condition, gan.condition)
         self.seed = nn.Linear(gan.latent + gan.condition, math.prod(self.seed_shape))
         self.layers = nn.ModuleList(
-            layer(a, b, gan.condition, bands // 8 << i) for i, (a, b) in enumerate(pairwise(sizes))
+            UpSampling(a, b, gan.condition, bands // 8 << i)
+            for i, (a, b) in enumerate(pairwise(sizes))
         )
         self.attention = SelfAttention(sizes[gan.attention_after])
         self.last = nn.Conv2d(sizes[-1], 1, kernel_size=3, padding=1)

@@ -54,7 +54,7 @@ def joint_logit(verdicts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     "Join the verdicts on each window into one logit, (B,)."
     return torch.stack([logits.float().mean(1) for logits in verdicts]).mean(0)
 
-# %% ../nbs/05_gan_training.ipynb #6d6a1d7f
+# %% ../nbs/05_gan_training.ipynb #2442e58b
 class GanLearner(Learner):
     "The specification's GAN in training: both sides, and where they meet."
 
@@ -75,16 +75,16 @@ class GanLearner(Learner):
         self.epoch_steps = math.ceil(windows / self.gan.batch_size)
         steps = self.gan.epochs * self.epoch_steps
         super().__init__(config, device, steps=steps, batch_size=self.gan.batch_size)
-        self.build(config, *songs.levels())
+        self.build(config, songs)
 
-    def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
-        "Take both networks into training, at the songs' levels: (M, 1), (1,)."
+    def build(self, config: Config, songs: Songs) -> None:
+        "Take both networks into training."
         self.rate, self.share = self.gan.learning_rate, self.gan.discriminator_rate
-        self.put_pair(build_gan(config), means, deviation, betas=(self.gan.beta1, 0.999))
+        self.put_pair(build_gan(config), *songs.levels(), betas=(self.gan.beta1, 0.999))
         self.average_from(self.gan.averaging)
 
     def put_pair(self, pair, means: torch.Tensor, deviation: torch.Tensor, **options) -> None:
-        "Tell a pair the songs' levels and take it into training."
+        "Tell a pair the songs' levels, (M, 1) and (1,), and take it into training."
         generator, discriminator = pair
         generator.level.data.copy_(means.clamp(-0.99, 0.99).atanh())
         discriminator.band_means, discriminator.deviation = means, deviation

@@ -33,7 +33,7 @@ from .memory import with_half_batch
 from .movers import Keeper, Mover
 from .tracking import track
 
-# %% ../nbs/05_gan_training.ipynb #64270274
+# %% ../nbs/05_gan_training.ipynb #df41bf2a
 def deal_songs(
     songs: int,  # N
     size: int,  # B
@@ -70,6 +70,19 @@ class Songs:
         means = np.mean([x.mean(axis=1) for x in songs], axis=0)[:, None]
         spread = np.sqrt(np.mean([np.square(x - means).mean() for x in songs]))
         return torch.from_numpy(means), torch.tensor([max(float(spread), 1e-3)])
+
+    def directions(self) -> torch.Tensor:  # (M, M) columns, the longest first
+        "Find how spectra differ, before tanh, as directions; raises MusemoError for NaN."
+        means, products = [], 0.0
+        for x, n in zip(self.log_mel, self.frames, strict=True):
+            x = np.arctanh(x[:, :n].astype(np.float64).clip(-0.95, 0.95))
+            means.append(x.mean(axis=1))
+            products = products + x @ x.T / n / len(self.frames)
+        mean = np.mean(means, axis=0)
+        if not np.isfinite(products).all():
+            raise MusemoError("a training song's spectrogram holds NaN: run section 3 again")
+        vectors, squares, _ = np.linalg.svd(products - np.outer(mean, mean), hermitian=True)
+        return torch.from_numpy((vectors * np.sqrt(squares)).astype(np.float32))
 
 # %% ../nbs/05_gan_training.ipynb #388928ff
 class Learner:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #b19a9db7
+# %% ../nbs/02_config.ipynb #ce94b161
 _scratch = {
     "vit.weights": "scratch",
     "vit.patch": 8,
@@ -34,7 +34,7 @@ PRESETS = {
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
         "gan.decay": 0.8,
-        "residual.learning_rate": 1e-3,
+        "residual.averaging": 0.98,
         "residual.penalty": 0.1,
         "flow.steps": 900,
         "flow.batch_size": 4,

@@ -3,17 +3,17 @@
 # %% auto #0
 __all__ = ['more_real', 'augment', 'ResidualLearner', 'fit_residual']
 
-# %% ../nbs/05_gan_training.ipynb #20c7fefd
+# %% ../nbs/05_gan_training.ipynb #aeaeb7b5
 import torch
 import torch.nn.functional as F
 
 from .config import Config
 from .core import Run, autocast
 from .gan_training import GanLearner, joint_logit
-from .generator_training import fit_generator
+from .generator_training import Songs, fit_generator
 from .residual import build_residual
 
-# %% ../nbs/05_gan_training.ipynb #b0a98b86
+# %% ../nbs/05_gan_training.ipynb #d9895f9d
 def more_real(
     verdicts: tuple[torch.Tensor, ...],  # logits (B, any)
     than: tuple[torch.Tensor, ...],  # of windows of the same emotions
@@ -28,24 +28,21 @@ def augment(
     rng: torch.Generator,
     share: float,  # of windows that each change is made to
 ) -> torch.Tensor:
-    "Change windows at random: level by 5 dB, pitch by 3 bands, time; or cut a hole."
-    device, (count, _, bands, frames) = pictures.device, pictures.shape
-    chance = torch.rand(count, 6, generator=rng, device=device).cpu()
+    "Change windows at random: level by 5 dB, pitch by 3 bands, and where they begin."
+    frames = pictures.shape[3]
+    chance = torch.rand(len(pictures), 3, generator=rng, device=pictures.device)
     changed = []
-    for x, (level, pitch, start, hole, where, low) in zip(pictures, chance.tolist(), strict=True):
+    for x, (level, pitch, start) in zip(pictures, chance.tolist(), strict=True):
         if level < share:
             x = x + 0.2 * (level / share - 0.5)
         if pitch < share:
             x = x.roll(round(6 * pitch / share) - 3, dims=1)
         if start < share:
             x = x.roll(int(frames * start / share), dims=2)
-        if hole < share:
-            x, top, left = x.clone(), int(low * bands * 3 / 4), int(where * frames * 3 / 4)
-            x[:, top : top + bands // 4, left : left + frames // 4] = -1.0
         changed.append(x)
     return torch.stack(changed)
 
-# %% ../nbs/05_gan_training.ipynb #6a3eb348
+# %% ../nbs/05_gan_training.ipynb #82dc647c
 class ResidualLearner(GanLearner):
     "The residual pair in training; the balance rule and the schedule are the GAN's."
 
@@ -57,11 +54,13 @@ class ResidualLearner(GanLearner):
         "penalty": "squared gradient of the verdicts, real and drawn",
     }
 
-    def build(self, config: Config, means: torch.Tensor, deviation: torch.Tensor) -> None:
-        "Take both networks into training, at the songs' levels: (M, 1), (1,)."
-        residual = self.residual = config.residual
-        self.rate, self.share = residual.learning_rate, residual.discriminator_rate
-        self.put_pair(build_residual(config), means, deviation, betas=(0.0, 0.99))
+    def build(self, config: Config, songs: Songs) -> None:
+        "Take both networks into training; the generator starts from the songs' directions."
+        residual, pair = config.residual, build_residual(config)
+        self.residual, self.rate = residual, residual.learning_rate
+        self.share = residual.discriminator_rate
+        self.put_pair(pair, *songs.levels(), betas=(0.0, 0.99))
+        pair[0].start_from(songs.directions())
         self.average_from(residual.averaging)
 
     def seen(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "song_browser": {"core", "config", "data", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
-    "residual": {"config", "gan"},
+    "residual": {"config", "gan", "pieces"},
     "flow": {"config", "pieces"},
     "drawing": {"core", "config", "gan", "residual", "flow"},
     "movers": {"core"},

@@ -273,11 +273,21 @@ class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
     learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
-    discriminator_rate: float = setting(1.0, "x", "discriminator's share of it", gt=0)
+    discriminator_rate: float = setting(
+        5.0, "x", "discriminator's share of it: the generator starts from much", "Heusel 2017", gt=0
+    )
     averaging: float = setting(0.995, "-", "kept by the generator's average", ge=0, lt=1)
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
+    steepest_fall: float = setting(430.0, "dB/s", "at which what it draws can fade", gt=0)
+    first_fall: float = setting(195.0, "dB/s", "at which it fades before training", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.first_fall >= self.steepest_fall:
+            raise ValueError("first_fall must be below steepest_fall")
+        return self
 
 
 # %% [markdown]
@@ -630,7 +640,7 @@ PRESETS = {
         "gan.batch_size": 8,
         "gan.learning_rate": 2e-3,
         "gan.decay": 0.8,
-        "residual.learning_rate": 1e-3,
+        "residual.averaging": 0.98,
         "residual.penalty": 0.1,
         "flow.steps": 900,
         "flow.batch_size": 4,
