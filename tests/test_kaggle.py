@@ -24,8 +24,8 @@ from musemo.config import EMOTIONS
 from musemo.core import Run
 from musemo.data import find_data, list_songs
 from musemo.gan import build_gan
+from musemo.pipeline import write_index
 from musemo.presets import make_config
-from musemo.report import index_page
 from musemo.sections import SECTIONS
 from musemo.vit import build_vit
 from tests.conftest import ROOT, write_deam
@@ -496,7 +496,7 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
     # The record is that of any run: a page can be made of it.
     record = run.load("run.json")
     assert list(record["sections"]) == names
-    page = index_page(run, small_config, record["sections"])
+    page = write_index(run, small_config).read_text()
     assert "12 of 12 sections" in page and 'href="reports/' not in page
 
 
