@@ -499,7 +499,7 @@ def ring(
 
 # %% [markdown]
 # A single strike falls along a straight line. Where falls are steep nothing rings, and the
-# strikes are the picture: no picture is out of reach.
+# strikes are the picture.
 
 # %%
 strike = torch.full((1, 1, 8), -9.0)
@@ -511,7 +511,7 @@ test_close(ring(x, torch.full_like(x, 9.0)), x, eps=1e-5)
 
 # %% [markdown]
 # Bands are channels here, and convolutions run along time: a layer knows its bands by name, a
-# chord is one column, and a step costs a third of what it does with maps. Every layer adds
+# chord is one column, and the generator costs a third of one that draws maps. Every layer adds
 # chance at each of its times, so that no two beats are alike.
 
 
