@@ -80,22 +80,25 @@ def window_texture(windows: np.ndarray) -> np.ndarray:  # (n, M, T) -> (n, K)
     "Join all numbers that describe changes."
     return np.hstack([x.reshape(len(windows), -1) for x in window_changes(windows)])
 
-# %% ../nbs/06_gan_quality.ipynb #d958c569
-MARKS = ("sharpness_time", "sharpness_frequency", "onsets", "loudest")
+# %% ../nbs/06_gan_quality.ipynb #d3e98929
+MARKS = ("sharpness_time", "sharpness_frequency", "onsets", "loudest", "interaction")
 
 
 def window_marks(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     changes: list[np.ndarray],  # as window_changes gives them
-) -> np.ndarray:  # (n, 4): two logarithms of ratios, a skewness, a level in [-1, 1]
-    "Describe windows by the four marks that are told one by one."
+) -> np.ndarray:  # (n, 5): two log ratios, a skewness, a level in [-1, 1], a log share
+    "Describe windows by the five marks that are told one by one."
     near_far = [x[:, :, [0, min(1, x.shape[2] - 1)], 0].mean(1) for x in changes]  # (n, 2)
     sharpness = [x[:, 0] - x[:, 1] for x in near_far]
     onsets = np.arcsinh(changes[0][:, :, 0, 1]).mean(1)  # a few odd songs weigh less
     cells = windows.reshape(len(windows), -1)
     place = int(0.99 * cells.shape[1])  # of the sorted cells
     loudest = np.partition(cells, place, axis=1)[:, place]
-    return np.stack([*sharpness, onsets, loudest], axis=1)
+    rows, columns = windows.mean(2, keepdims=True), windows.mean(1, keepdims=True)
+    left = (windows - rows - columns).var((1, 2)) + 1e-6
+    interaction = np.log(left / (windows.var((1, 2)) + 1e-6))
+    return np.stack([*sharpness, onsets, loudest, interaction], axis=1)
 
 # %% ../nbs/06_gan_quality.ipynb #f0302326
 def cut_patches(

@@ -6,20 +6,21 @@ __all__ = ['SCORE_PARTS', 'LOWEST_PART', 'place_part', 'join_parts']
 # %% ../nbs/06_gan_quality.ipynb #3803a1ff
 import numpy as np
 
-# %% ../nbs/06_gan_quality.ipynb #f6e007c3
+# %% ../nbs/06_gan_quality.ipynb #092761c0
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
-    "texture_kernel": ("texture", 0.08),
-    "sharpness_time": ("texture", 0.09),
-    "sharpness_frequency": ("texture", 0.07),
-    "onsets": ("texture", 0.11),
-    "frechet": ("distribution", 0.08),
-    "kernel": ("distribution", 0.10),
+    "texture_kernel": ("texture", 0.06),
+    "sharpness_time": ("texture", 0.07),
+    "sharpness_frequency": ("texture", 0.06),
+    "onsets": ("texture", 0.09),
+    "interaction": ("texture", 0.12),
+    "frechet": ("distribution", 0.07),
+    "kernel": ("distribution", 0.08),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.09),
+    "diversity": ("variety", 0.08),
     "distinct": ("variety", 0.12),
-    "obedience": ("obedience", 0.15),
+    "obedience": ("obedience", 0.14),
 }
 LOWEST_PART = 0.01  # no part counts less, so that a bad score still tells bad from worse
 

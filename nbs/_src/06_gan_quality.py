@@ -566,21 +566,24 @@ def window_texture(windows: np.ndarray) -> np.ndarray:  # (n, M, T) -> (n, K)
 
 # %%
 #| export embeddings
-MARKS = ("sharpness_time", "sharpness_frequency", "onsets", "loudest")
+MARKS = ("sharpness_time", "sharpness_frequency", "onsets", "loudest", "interaction")
 
 
 def window_marks(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     changes: list[np.ndarray],  # as window_changes gives them
-) -> np.ndarray:  # (n, 4): two logarithms of ratios, a skewness, a level in [-1, 1]
-    "Describe windows by the four marks that are told one by one."
+) -> np.ndarray:  # (n, 5): two log ratios, a skewness, a level in [-1, 1], a log share
+    "Describe windows by the five marks that are told one by one."
     near_far = [x[:, :, [0, min(1, x.shape[2] - 1)], 0].mean(1) for x in changes]  # (n, 2)
     sharpness = [x[:, 0] - x[:, 1] for x in near_far]
     onsets = np.arcsinh(changes[0][:, :, 0, 1]).mean(1)  # a few odd songs weigh less
     cells = windows.reshape(len(windows), -1)
     place = int(0.99 * cells.shape[1])  # of the sorted cells
     loudest = np.partition(cells, place, axis=1)[:, place]
-    return np.stack([*sharpness, onsets, loudest], axis=1)
+    rows, columns = windows.mean(2, keepdims=True), windows.mean(1, keepdims=True)
+    left = (windows - rows - columns).var((1, 2)) + 1e-6
+    interaction = np.log(left / (windows.var((1, 2)) + 1e-6))
+    return np.stack([*sharpness, onsets, loudest, interaction], axis=1)
 
 
 # %%
@@ -617,6 +620,8 @@ assert (sharp.min(0) > blurred.max(0) + 0.5).all()
 rises = np.tile(np.maximum(0, 1 - np.arange(20.0) % 5 / 4), (1, 32, 1))
 steep = [window_marks(x, window_changes(x))[0, 2] for x in (rises, rises[:, :, ::-1])]
 assert steep[0] > 0.5 and steep[1] < -0.5
+assert window_marks(rises, window_changes(rises))[0, 4] < -9  # all bands do the same: no notes
+assert marks[0][:, 4].min() > -0.1  # noise is nothing else
 test_eq(cut_patches(windows, rng).shape, (400, 20, 64))
 test_close(cut_patches(windows, rng).mean(2), 0, eps=1e-6)
 
@@ -958,7 +963,7 @@ assert distance.max() < 0.2
 #
 # A distance is placed between its floor (0) and real training songs (1) on a logarithmic scale;
 # it spans at most a factor of a hundred, so that a ceiling near zero does not make it endless.
-# The floor is noise; for the four marks it is the nearer of noise, which is too rough, and smeared
+# The floor is noise; for the five marks it is the nearer of noise, which is too rough, and smeared
 # music, which is too soft. It is at least twice the ceiling: luck decides what lies closer.
 # Shares start from nothing, obedience from what conditions dealt out by chance reach.
 
@@ -966,17 +971,18 @@ assert distance.max() < 0.2
 #| export score_parts
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
-    "texture_kernel": ("texture", 0.08),
-    "sharpness_time": ("texture", 0.09),
-    "sharpness_frequency": ("texture", 0.07),
-    "onsets": ("texture", 0.11),
-    "frechet": ("distribution", 0.08),
-    "kernel": ("distribution", 0.10),
+    "texture_kernel": ("texture", 0.06),
+    "sharpness_time": ("texture", 0.07),
+    "sharpness_frequency": ("texture", 0.06),
+    "onsets": ("texture", 0.09),
+    "interaction": ("texture", 0.12),
+    "frechet": ("distribution", 0.07),
+    "kernel": ("distribution", 0.08),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.09),
+    "diversity": ("variety", 0.08),
     "distinct": ("variety", 0.12),
-    "obedience": ("obedience", 0.15),
+    "obedience": ("obedience", 0.14),
 }
 LOWEST_PART = 0.01  # no part counts less, so that a bad score still tells bad from worse
 
