@@ -6,19 +6,19 @@ __all__ = ['SCORE_PARTS', 'LOWEST_PART', 'place_part', 'join_parts']
 # %% ../nbs/06_gan_quality.ipynb #3803a1ff
 import numpy as np
 
-# %% ../nbs/06_gan_quality.ipynb #092761c0
+# %% ../nbs/06_gan_quality.ipynb #253df053
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
-    "texture_kernel": ("texture", 0.06),
+    "texture_kernel": ("texture", 0.07),
     "sharpness_time": ("texture", 0.07),
     "sharpness_frequency": ("texture", 0.06),
     "onsets": ("texture", 0.09),
-    "interaction": ("texture", 0.12),
+    "interaction": ("texture", 0.09),
     "frechet": ("distribution", 0.07),
-    "kernel": ("distribution", 0.08),
+    "kernel": ("distribution", 0.09),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.08),
+    "diversity": ("variety", 0.09),
     "distinct": ("variety", 0.12),
     "obedience": ("obedience", 0.14),
 }

@@ -484,9 +484,11 @@ test_fail(lambda: measure_variety(real, real[:, :2], each), contains="2 columns 
 # played backwards. Texture can: how much cells change from one side to the other, near and far,
 # in time and in frequency; whether rises are steeper than falls; whether few changes are large.
 #
-# Four marks are told one by one, because a mean over many numbers would hide them: sharpness in
+# Five marks are told one by one, because a mean over many numbers would hide them: sharpness in
 # time and in frequency (changes between neighbours against changes over four cells), onsets (how
-# much steeper rises are than falls) and the level of the loudest hundredth.
+# much steeper rises are than falls), the level of the loudest hundredth, and interaction: the
+# share of a window's variance that neither its bands nor its frames explain alone. Notes that come
+# and go make it; a steady chord under a beat, woven like cloth, has little of it.
 #
 # Patches of 8 bands x 8 frames see any pattern that repeats. Their own level is taken out: how
 # loud music is belongs to the distribution of whole windows.
@@ -971,16 +973,16 @@ assert distance.max() < 0.2
 #| export score_parts
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
-    "texture_kernel": ("texture", 0.06),
+    "texture_kernel": ("texture", 0.07),
     "sharpness_time": ("texture", 0.07),
     "sharpness_frequency": ("texture", 0.06),
     "onsets": ("texture", 0.09),
-    "interaction": ("texture", 0.12),
+    "interaction": ("texture", 0.09),
     "frechet": ("distribution", 0.07),
-    "kernel": ("distribution", 0.08),
+    "kernel": ("distribution", 0.09),
     "loudest": ("distribution", 0.05),
     "coverage": ("variety", 0.04),
-    "diversity": ("variety", 0.08),
+    "diversity": ("variety", 0.09),
     "distinct": ("variety", 0.12),
     "obedience": ("obedience", 0.14),
 }
