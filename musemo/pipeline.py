@@ -153,9 +153,12 @@ def working_run(
         for section in again:
             forget(record, section.name)
         forget_stale(run, config, record)
+        if changed:
+            forget(record, SECTIONS[1].name)  # its page shows every field
         # What is to be made again is forgotten first: a run cut off here must not look complete.
         run.save("run.json", record)
         save_config(run, config)
+        note_artifacts(run, record, ["config.json"])
         yield run, config, record
 
 

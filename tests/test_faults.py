@@ -116,11 +116,14 @@ def test_sections_after_one_that_left_something_else_are_made_again(
 def test_other_settings_say_what_changed_and_make_that_again(copied, small_config, capsys):
     out, executed = copied
     run_suite(changed_config(small_config, training__epochs=4), out)
-    assert executed == NAMES[10:]
+    assert executed == [NAMES[1], *NAMES[10:]]  # section 2 shows the configuration
     assert "changed: training.epochs: 3 -> 4; sections from 11 on" in capsys.readouterr().err
     executed.clear()
     run_suite(changed_config(small_config, training__epochs=4, gan__epochs=3), out, first=12)
-    assert executed == NAMES[3:]  # asked for was 12, and 4 is what needs it
+    assert executed == [NAMES[1], *NAMES[3:]]  # asked for was 12, and 4 is what needs it
+    executed.clear()
+    run_suite(changed_config(small_config, training__epochs=4, gan__epochs=3), out)
+    assert executed == []
 
 
 def test_one_section_with_other_settings_would_mix_two_runs(copied, small_config):
