@@ -197,7 +197,7 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
         ) from error
     return model.eval()
 
-# %% ../nbs/12_evaluation.ipynb #7a7eaf3c
+# %% ../nbs/12_evaluation.ipynb #e3d2d8f2
 def answer_batches(
     model: EmotionModel,
     songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
@@ -226,7 +226,7 @@ def predict_many(
         try:
             return model.hear(song, sample_rate)
         except MusemoError as error:
-            return error
+            return MusemoError(str(error))  # its traceback would hold on to what was heard so far
 
     said, places = [], count()
 
