@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode',
-           'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
+           'cached_log_mel', 'extract_log_mels', 'list_songs', 'about_data', 'prepare_data']
 
 # %% ../nbs/03_data.ipynb #c6a09d64
 import hashlib
@@ -238,7 +238,13 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #2ba4ffe3
+# %% ../nbs/03_data.ipynb #05e4460b
+def about_data(config: Config) -> str:  # "" where it says nothing
+    "Read what a data set says of itself, in its README.txt."
+    path = Path(config.data.path).expanduser() / "README.txt"
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 

@@ -163,7 +163,7 @@ class EmotionModel(nn.Module, SharedModel):
             self.facts, network=told, window=seconds, intervals=self.reach is not None
         )
 
-# %% ../nbs/12_evaluation.ipynb #51f35358
+# %% ../nbs/12_evaluation.ipynb #11c93751
 def read_reach(run: Run) -> list[float] | None:  # (2,) of intervals to each side, [-1, 1]
     "Read how far a run's intervals reach; None where it has none, or too few songs for them."
     found = run.load("intervals.json")["reach"] if run.has("intervals.json") else [None]
@@ -189,8 +189,8 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             format=FORMAT,
         )
         model.network.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MusemoError(
             f"{run.folder}: holds no model that this version opens ({reason}); "
             "train it again with --from 11"

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
+    "environment": {"core"},
     "tracking": {"core"},
     "memory": {"core"},
     "widgets": {"core"},
@@ -83,7 +84,7 @@ MAY_IMPORT = {
     "evaluation_plots": {"core"},
     "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
     "hearing": {"core", "config", "sound_files", "spectrum"},
-    "model_card": {"core", "config", "verdict"},
+    "model_card": {"core", "config", "data", "verdict"},
     "answers": {"core", "config"},
     "prediction": {
         *("core", "config", "presets", "vit", "dataset"),
@@ -105,6 +106,7 @@ BY_HAND = {
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }
 SECOND = {
+    "environment",
     "tracking",
     "memory",
     "jobs",

@@ -907,6 +907,12 @@ def list_songs(
 
 # %%
 #| export
+def about_data(config: Config) -> str:  # "" where it says nothing
+    "Read what a data set says of itself, in its README.txt."
+    path = Path(config.data.path).expanduser() / "README.txt"
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
@@ -1174,9 +1180,8 @@ from musemo.pipeline import open_run
 run, config = open_run(run_folder, before=3)
 
 # %%
-about = Path(config.data.path).expanduser() / "README.txt"
-if about.is_file():
-    print(about.read_text())
+if about := about_data(config):
+    print(about)
 
 # %%
 songs, audit = prepare_data(run, config)

@@ -1704,6 +1704,7 @@ from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import Run
+from musemo.data import about_data
 from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
 
 
@@ -1712,11 +1713,11 @@ from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
 def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
     "Gather what a model card says of a run: its songs, its figures, what its data says of itself."
     there = {name: run.load(name) for name in ("metrics.json", "folds.json") if run.has(name)}
-    folds, readme = there.get("folds.json"), Path(config.data.path).expanduser() / "README.txt"
+    folds = there.get("folds.json")
     parts = run.load("songs.csv")["split"].value_counts().to_dict() if run.has("songs.csv") else {}
     return {
         "data": Path(config.data.path).name or "musemo's demo music",
-        "about": readme.read_text().partition("\n\n")[0] if readme.is_file() else "",
+        "about": about_data(config).partition("\n\n")[0],
         "songs": {split: int(parts.get(split, 0)) for split in ("train", "val", "test")},
         "clip_seconds": config.audio.clip_seconds,
         "recipe": config.training.recipe,
@@ -1994,7 +1995,8 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
+    axes.set_title(title, parse_math=False)  # a song may be called $$.mp3
+    axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)
 
 
@@ -2300,8 +2302,8 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             format=FORMAT,
         )
         model.network.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MusemoError(
             f"{run.folder}: holds no model that this version opens ({reason}); "
             "train it again with --from 11"
@@ -2667,7 +2669,7 @@ from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
-from musemo.data import decode
+from musemo.data import about_data, decode
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
@@ -2680,9 +2682,8 @@ run, config = open_run(run_folder, before=12)
 metrics, predictions = evaluate_vit(run, config)
 display(metrics_table(metrics))
 print(say_what_it_is_worth(metrics))
-about = Path(config.data.path).expanduser() / "README.txt"
-if about.is_file():  # what the data set says of itself belongs beside its figures
-    print("Of the data:", about.read_text().partition("\n\n")[0])
+if about := about_data(config):  # what the data set says of itself belongs beside its figures
+    print("Of the data:", about.partition("\n\n")[0])
 
 # %% [markdown]
 # Rating against prediction, and the way from the one to the other on the plane. A dot is a song:
