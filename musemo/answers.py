@@ -35,7 +35,7 @@ def name_emotion(
         said[f"{axis}_1_9_interval"] = ends and [5 + 4 * end for end in ends]
     return said | {"emotion": nearest_emotion(said["valence"], said["arousal"])}
 
-# %% ../nbs/12_evaluation.ipynb #c0b94eca
+# %% ../nbs/12_evaluation.ipynb #eeb06828
 def emotions_table(songs: list, said: list[dict]) -> pd.DataFrame:
     "Lay predictions out for people: both scales, intervals where known, the nearest emotion."
     rows = []
@@ -58,7 +58,8 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
+    axes.set_title(title, parse_math=False)  # a song may be called $$.mp3
+    axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)
 
 

@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'seed_everything', 'pick_device', 'pick_precision',
            'autocast', 'write_atomic', 'Run', 'load_part', 'cut_windows', 'progress', 'subplots', 'plot_log_mel',
-           'wav_bytes', 'player', 'start_run']
+           'wav_bytes', 'player']
 
-# %% ../nbs/01_core.ipynb #6dcbe547
+# %% ../nbs/01_core.ipynb #c27dfe5a
 import base64
 import hashlib
 import html
 import io
 import json
 import os
-import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -86,7 +84,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
     "Run the forward pass in `dtype`; nothing at all in full precision."
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-# %% ../nbs/01_core.ipynb #7091b8de
+# %% ../nbs/01_core.ipynb #59de0dff
 def _write_json(file, value):
     if "units" not in value:
         raise MusemoError("a .json artifact must say its units; add the key 'units'")
@@ -107,13 +105,24 @@ _writers = {
     ".html": lambda file, text: file.write(text.encode()),
 }
 
+
+def _read_json(path):
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
+
+
 _readers = {
-    ".json": lambda path: json.loads(path.read_text()),
+    ".json": _read_json,
     ".csv": pd.read_csv,
-    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    # np.load would take an archive or a pickle for an array, too.
+    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),
     ".wav": lambda path: soundfile.read(path, dtype="float32"),
     ".safetensors": load_file,
 }
+_unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
+_unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
 # %% ../nbs/01_core.ipynb #e9f04e32
 def write_atomic(
@@ -139,7 +148,7 @@ def write_atomic(
             temporary.unlink()
     return path
 
-# %% ../nbs/01_core.ipynb #d7883aa9
+# %% ../nbs/01_core.ipynb #c7ecaeee
 @dataclass(frozen=True)
 class Run:
     "A folder of artifacts, each written whole or not at all."
@@ -147,7 +156,9 @@ class Run:
     folder: Path
 
     def path(self, name: str) -> Path:
-        "Say where an artifact lies."
+        "Say where an artifact lies; raises MusemoError for a name that leads out of the run."
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise MusemoError(f"{name!r}: no artifact's name, it leads out of {self.folder}")
         return Path(self.folder) / name
 
     def has(self, *names: str) -> bool:
@@ -165,7 +176,7 @@ class Run:
             raise MusemoError(f"{path} is missing: run the section that makes it first")
         try:
             return _readers[path.suffix](path)
-        except (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError) as error:
+        except _unreadable as error:
             rule = f"is no whole {path.suffix} file ({error})"
             raise MusemoError(f"{path} {rule}: delete it, and make its section again") from error
 
@@ -277,23 +288,3 @@ def player(
     text = html.escape(label, quote=True)
     sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
-
-# %% ../nbs/01_core.ipynb #b1c48f55
-_packages = "torch transformers librosa soundfile soxr numpy pandas scikit-learn matplotlib"
-
-
-def start_run(run: Run, config) -> dict:  # versions, machine, device
-    "Write what the run depends on beside its configuration into environment.json."
-    device = pick_device(config.device)
-    environment = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),
-        "packages": {package: metadata.version(package) for package in _packages.split()},
-        "units": {"cores": "count", "torch_threads": "count", "packages": "version"},
-    }
-    run.save("environment.json", environment)
-    return environment

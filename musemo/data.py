@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode',
-           'cached_log_mel', 'extract_log_mels', 'list_songs', 'prepare_data']
+           'cached_log_mel', 'extract_log_mels', 'list_songs', 'about_data', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #4bd9e2fd
+# %% ../nbs/03_data.ipynb #c6a09d64
 import hashlib
 import os
 import re
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from musemo.annotations import (
 from .config import AudioConfig, Config
 from .core import MusemoError, Run, rng_for, write_atomic
 from .jobs import run_jobs
+from .sound_files import open_sound, read_blocks
 from .spectrum import log_mel_of
 
 # %% ../nbs/03_data.ipynb #4ef6e374
@@ -122,24 +124,35 @@ def split_songs(
         names = [name for name in names if name not in part]
     return [part.get(group, "train") for group in groups]
 
-# %% ../nbs/03_data.ipynb #9ea3dcce
+# %% ../nbs/03_data.ipynb #d8a4bae5
 def decode(
     path: str | Path,
     audio: AudioConfig,
 ) -> np.ndarray:  # (S,) float32 mono at audio.sample_rate, at most clip_seconds long
     "Decode a file to mono; raises MusemoError where it is no sound that can be read."
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            wave = file.read(int((audio.clip_seconds + 0.1) * rate), "float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
-    if not np.isfinite(wave).all():
-        raise MusemoError(f"{path}: holds samples that are no numbers")
-    wave = soxr.resample(wave.mean(axis=1), rate, audio.sample_rate)
+    with closing(open_sound(path)) as file:
+        rate, wave = file.samplerate, [np.zeros(0, np.float32)]
+        left = int((audio.clip_seconds + 0.1) * rate)
+        try:
+            for block in read_blocks(file):
+                wave.append(block[:left])
+                left -= len(wave[-1])
+                if not left:
+                    break
+        except soundfile.LibsndfileError as error:
+            raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
+    wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #70568d60
+# %% ../nbs/03_data.ipynb #6f6131fa
+def _recall(path: Path) -> np.ndarray | None:  # (M, T)
+    "Read a spectrogram out of the cache; None where it is not there, or damaged."
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        return None
+
+
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -148,18 +161,19 @@ def cached_log_mel(
 ) -> tuple[str, str]:  # "ok" and the cached file, or another status and its reason
     "Make sure that a song's log-mel lies in the cache, or say why it cannot be used."
     try:
-        key = hashlib.blake2b(path.read_bytes(), digest_size=16)
+        with open(path, "rb") as file:
+            key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
     key.update(b"log-mel 2" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
-    if not target.exists():
+    if _recall(target) is None:
         try:
             wave = decode(path, audio)
         except MusemoError as error:
             return "unreadable", str(error).replace(str(path), path.name)
         write_atomic(target, log_mel_of(wave, audio))
-    log_mel = np.load(target, mmap_mode="r")
+    log_mel = _recall(target)
     seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
     if not seconds:
         return "silent", "no sound above -40 dB"
@@ -184,7 +198,7 @@ def extract_log_mels(
     options = {"workers": workers, "backend": config.data.backend}
     return run_jobs(jobs, desc="decoding", total=len(paths), **options)
 
-# %% ../nbs/03_data.ipynb #1d04d6ec
+# %% ../nbs/03_data.ipynb #a4f0f575
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
@@ -213,7 +227,7 @@ def list_songs(
         low, high = SCALES["1-9"]
     else:
         songs = read_own_table(path, config.data.scale)
-        files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
+        files = [f if os.path.isfile(f := path.parent / name) else None for name in songs["file"]]
         audit = {"known": False, "witness": "cannot tell", "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
@@ -224,7 +238,13 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #2ba4ffe3
+# %% ../nbs/03_data.ipynb #05e4460b
+def about_data(config: Config) -> str:  # "" where it says nothing
+    "Read what a data set says of itself, in its README.txt."
+    path = Path(config.data.path).expanduser() / "README.txt"
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 

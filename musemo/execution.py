@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -92,6 +93,11 @@ def _smaller(section: str) -> str:
     return f"lower {lower} with --set and start again, the run goes on here"
 
 
+def _as_it_is(path: Path) -> str:
+    "Keep papermill from filling in what stands in braces in a folder's name."
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def execute(run: Run, name: str, line: tqdm) -> float:
     "Execute a section's notebook on the run and write its report; return the seconds it took."
     begun = time.monotonic()
@@ -101,8 +107,8 @@ def execute(run: Run, name: str, line: tqdm) -> float:
     errors = _Errors(name, line)
     try:
         papermill.execute_notebook(
-            notebook_path(name),
-            report,
+            _as_it_is(notebook_path(name)),
+            _as_it_is(report),
             parameters={"run_folder": str(run.folder.resolve())},
             kernel_name="python3",
             progress_bar=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import MusemoError, Run
+from musemo.data import about_data
 from musemo.evaluation import say_what_it_is_worth
 from musemo.intervals import say_intervals
 from musemo.pages import count
@@ -45,7 +46,6 @@ def read_data(run: Run, config: Config) -> dict:
     songs, audit = run.load("songs.csv"), run.load("label_audit.json")
     usable = songs[songs["status"] == "ok"]
     seconds = usable["frames"].sum() * config.audio.hop / config.audio.sample_rate
-    about = Path(config.data.path).expanduser() / "README.txt"
     left_out = songs[songs["status"] != "ok"]
     judged = usable[usable["split"] == "test"][["song_id", *AXES]]
     return {
@@ -57,7 +57,7 @@ def read_data(run: Run, config: Config) -> dict:
         "labels": say_labels(audit),
         "exchanged": len(audit["exchanged"]),
         "corrected": audit["applied"],
-        "about": about.read_text().partition("\n\n")[0] if about.is_file() else "",
+        "about": about_data(config).partition("\n\n")[0],
         "judged": [tuple(row) for row in judged.sort_values("song_id").to_numpy().tolist()],
     }
 

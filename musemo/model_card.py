@@ -3,22 +3,23 @@
 # %% auto #0
 __all__ = ['CARD', 'LIMITS', 'gather_facts', 'score_lines', 'split_lines', 'write_card']
 
-# %% ../nbs/12_evaluation.ipynb #5160d7e9
+# %% ../nbs/12_evaluation.ipynb #68086bfc
 from pathlib import Path
 
 from .config import Config
 from .core import Run
+from .data import about_data
 from .verdict import ARMS, AXES, RIVALS, say_folds, say_interval
 
-# %% ../nbs/12_evaluation.ipynb #853bf382
+# %% ../nbs/12_evaluation.ipynb #07ac1107
 def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
     "Gather what a model card says of a run: its songs, its figures, what its data says of itself."
     there = {name: run.load(name) for name in ("metrics.json", "folds.json") if run.has(name)}
-    folds, readme = there.get("folds.json"), Path(config.data.path).expanduser() / "README.txt"
+    folds = there.get("folds.json")
     parts = run.load("songs.csv")["split"].value_counts().to_dict() if run.has("songs.csv") else {}
     return {
         "data": Path(config.data.path).name or "musemo's demo music",
-        "about": readme.read_text().partition("\n\n")[0] if readme.is_file() else "",
+        "about": about_data(config).partition("\n\n")[0],
         "songs": {split: int(parts.get(split, 0)) for split in ("train", "val", "test")},
         "clip_seconds": config.audio.clip_seconds,
         "recipe": config.training.recipe,

@@ -162,7 +162,7 @@ class EmotionModel(nn.Module, SharedModel):
             self.facts, network=told, window=seconds, intervals=self.reach is not None
         )
 
-# %% ../nbs/12_evaluation.ipynb #51f35358
+# %% ../nbs/12_evaluation.ipynb #11c93751
 def read_reach(run: Run) -> list[float] | None:  # (2,) of intervals to each side, [-1, 1]
     "Read how far a run's intervals reach; None where it has none, or too few songs for them."
     found = run.load("intervals.json")["reach"] if run.has("intervals.json") else [None]
@@ -188,15 +188,15 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             format=FORMAT,
         )
         model.network.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MusemoError(
             f"{run.folder}: holds no model that this version opens ({reason}); "
             "train it again with --from 11"
         ) from error
     return model.eval()
 
-# %% ../nbs/12_evaluation.ipynb #7a7eaf3c
+# %% ../nbs/12_evaluation.ipynb #e3d2d8f2
 def answer_batches(
     model: EmotionModel,
     songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
@@ -225,7 +225,7 @@ def predict_many(
         try:
             return model.hear(song, sample_rate)
         except MusemoError as error:
-            return error
+            return MusemoError(str(error))  # its traceback would hold on to what was heard so far
 
     said, places = [], count()
 

@@ -77,7 +77,7 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/02_config.ipynb #cc2d77f4
+# %% ../nbs/02_config.ipynb #e6bffab5
 def _parse(text):
     "Read a value given as text: JSON for lists, else the text itself for pydantic to convert."
     if isinstance(text, str) and text.lstrip().startswith("["):
@@ -97,7 +97,8 @@ def _explain(error: ValidationError) -> str:
     "Say the first fault as: field = value: rule."
     fault = error.errors()[0]
     field, rule = ".".join(str(part) for part in fault["loc"]) or "configuration", _rule(fault)
-    shown = "" if isinstance(fault["input"], dict | BaseModel) else f" = {fault['input']!r}"
+    hidden = fault["type"] == "secret" or isinstance(fault["input"], dict | BaseModel)
+    shown = "" if hidden else f" = {fault['input']!r}"
     more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
     return f"{field}{shown}: {rule}{more}"
 

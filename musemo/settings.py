@@ -3,13 +3,15 @@
 # %% auto #0
 __all__ = ['Fraction', 'Width', 'SPEC', 'ORIGINAL', 'setting', 'Section', 'AudioConfig', 'DataConfig']
 
-# %% ../nbs/02_config.ipynb #731e62ac
+# %% ../nbs/02_config.ipynb #433c8745
+import re
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-# %% ../nbs/02_config.ipynb #a21e739d
+# %% ../nbs/02_config.ipynb #4eb2c625
 def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     "Declare a field of the configuration with its unit, meaning, source and bounds."
     return Field(
@@ -17,12 +19,24 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     )
 
 
+# A run tells its configuration to everybody who opens its pages.
+_SECRET = re.compile(r"hf_\w{20,}|:/+[^/\s]+@|(token|key|secret|password)=", re.IGNORECASE)
+
+
 class Section(BaseModel):
-    "A part of the configuration: frozen, and refusing names that it does not know."
+    "A part of the configuration: frozen, refusing names that it does not know, and secrets."
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _hold_no_secret(cls, value):
+        if isinstance(value, str) and _SECRET.search(value):
+            text = "looks like a password or a token, and pages show it; keep it in HF_TOKEN"
+            raise PydanticCustomError("secret", text)
+        return value
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
+    "environment": {"core"},
     "tracking": {"core"},
     "memory": {"core"},
     "widgets": {"core"},
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     "annotations": {"core"},
     "spectrum": {"config"},
     "jobs": {"core"},
-    "data": {"core", "config", "annotations", "jobs", "spectrum"},
+    "sound_files": {"core"},
+    "data": {"core", "config", "annotations", "jobs", "sound_files", "spectrum"},
     "song_browser": {"core", "config", "data", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
@@ -81,8 +83,8 @@ MAY_IMPORT = {
     "intervals": {"readout"},
     "evaluation_plots": {"core"},
     "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
-    "hearing": {"core", "config", "spectrum"},
-    "model_card": {"core", "config", "verdict"},
+    "hearing": {"core", "config", "sound_files", "spectrum"},
+    "model_card": {"core", "config", "data", "verdict"},
     "answers": {"core", "config"},
     "prediction": {
         *("core", "config", "presets", "vit", "dataset"),
@@ -104,6 +106,7 @@ BY_HAND = {
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }
 SECOND = {
+    "environment",
     "tracking",
     "memory",
     "jobs",
@@ -134,6 +137,7 @@ SECOND = {
     "quality_plots",
     "listening",
     "plane",
+    "sound_files",
     "spectrum",
     "augmentation",
     "processes",

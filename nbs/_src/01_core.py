@@ -19,10 +19,8 @@ import html
 import io
 import json
 import os
-import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -34,6 +32,16 @@ from IPython.display import HTML
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+
+# %%
+#| export environment
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from musemo.core import Run, pick_device, pick_precision
 
 # %%
 #| export widgets
@@ -178,13 +186,24 @@ _writers = {
     ".html": lambda file, text: file.write(text.encode()),
 }
 
+
+def _read_json(path):
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
+
+
 _readers = {
-    ".json": lambda path: json.loads(path.read_text()),
+    ".json": _read_json,
     ".csv": pd.read_csv,
-    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    # np.load would take an archive or a pickle for an array, too.
+    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),
     ".wav": lambda path: soundfile.read(path, dtype="float32"),
     ".safetensors": load_file,
 }
+_unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
+_unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
 
 # %% [markdown]
@@ -227,7 +246,9 @@ class Run:
     folder: Path
 
     def path(self, name: str) -> Path:
-        "Say where an artifact lies."
+        "Say where an artifact lies; raises MusemoError for a name that leads out of the run."
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise MusemoError(f"{name!r}: no artifact's name, it leads out of {self.folder}")
         return Path(self.folder) / name
 
     def has(self, *names: str) -> bool:
@@ -245,7 +266,7 @@ class Run:
             raise MusemoError(f"{path} is missing: run the section that makes it first")
         try:
             return _readers[path.suffix](path)
-        except (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError) as error:
+        except _unreadable as error:
             rule = f"is no whole {path.suffix} file ({error})"
             raise MusemoError(f"{path} {rule}: delete it, and make its section again") from error
 
@@ -662,7 +683,7 @@ test_eq(png_bytes(subplots()[0])[1:4], b"PNG")
 # repeat a run. It names neither user nor folder.
 
 # %%
-#| export
+#| export environment
 _packages = "torch transformers librosa soundfile soxr numpy pandas scikit-learn matplotlib"
 
 

@@ -11,10 +11,12 @@
 
 # %%
 #| export settings
+import re
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 # %%
 #| export vit_settings
@@ -103,12 +105,24 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     )
 
 
+# A run tells its configuration to everybody who opens its pages.
+_SECRET = re.compile(r"hf_\w{20,}|:/+[^/\s]+@|(token|key|secret|password)=", re.IGNORECASE)
+
+
 class Section(BaseModel):
-    "A part of the configuration: frozen, and refusing names that it does not know."
+    "A part of the configuration: frozen, refusing names that it does not know, and secrets."
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _hold_no_secret(cls, value):
+        if isinstance(value, str) and _SECRET.search(value):
+            text = "looks like a password or a token, and pages show it; keep it in HF_TOKEN"
+            raise PydanticCustomError("secret", text)
+        return value
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -705,7 +719,8 @@ def _explain(error: ValidationError) -> str:
     "Say the first fault as: field = value: rule."
     fault = error.errors()[0]
     field, rule = ".".join(str(part) for part in fault["loc"]) or "configuration", _rule(fault)
-    shown = "" if isinstance(fault["input"], dict | BaseModel) else f" = {fault['input']!r}"
+    hidden = fault["type"] == "secret" or isinstance(fault["input"], dict | BaseModel)
+    shown = "" if hidden else f" = {fault['input']!r}"
     more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
     return f"{field}{shown}: {rule}{more}"
 
@@ -766,6 +781,10 @@ test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 
 test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = 'full'")
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
+test_fail(
+    lambda: make_config("smoke", {"vit.weights": f"https://me:hf_{'a' * 30}@huggingface.co/x/y"}),
+    contains="vit.weights: looks like a password",
+)
 test_fail(lambda: make_config("full", {"data.test": 0.7}), contains="leave at least 0.2")
 faults = find_faults("demo", {"gan.epochs": 0, "flow.channels": "[8, 9]", "data.test": 0.7})
 test_eq(set(faults), {"gan.epochs", "flow.channels", "data"})

@@ -22,6 +22,17 @@ import pandas as pd
 from musemo.core import MusemoError
 
 # %%
+#| export sound_files
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from musemo.core import MusemoError
+
+# %%
 #| export spectrum
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -39,6 +50,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +73,7 @@ from musemo.annotations import (
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, rng_for, write_atomic
 from musemo.jobs import run_jobs
+from musemo.sound_files import open_sound, read_blocks
 from musemo.spectrum import log_mel_of
 
 # %%
@@ -498,12 +511,70 @@ test_fail(
 )
 pd.Series(parts).value_counts()
 
-
 # %% [markdown]
 # ## From file to log-mel
 #
 # libsndfile reads, soxr resamples, torch transforms: the same picture as librosa's, several
 # times faster. Loudness stays in it.
+
+# %%
+#| export sound_files
+BLOCK = 2**16  # values that are read at once
+LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
+RATES = (4000, 768_000)  # Hz; outside, a header is damaged or what it tells is no music
+
+
+def check_rate(rate: int, name: str) -> None:
+    "Raise MusemoError for a sample rate that no music has."
+    if not RATES[0] <= rate <= RATES[1]:
+        low, high = RATES
+        raise MusemoError(f"{name}: sample rate {rate} Hz, must be from {low} to {high} Hz")
+
+
+class ForwardFile(soundfile.SoundFile):
+    "A sound file that is read from its beginning to its end."
+
+    def seekable(self) -> bool:
+        "Say no: else soundfile seeks after each block, and .mp3 below 32 kHz breaks there."
+        return False
+
+
+def open_sound(path: str | PathLike) -> ForwardFile:
+    "Open a sound file; raises MusemoError where it is none."
+    if not Path(path).is_file():
+        raise MusemoError(f"{path}: there is no such file")
+    try:
+        file = ForwardFile(path)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        reason = getattr(error, "error_string", str(error))
+        if "not a regular file" in reason:  # said of a text that is named .mp3
+            reason = "no format that libsndfile knows"
+        raise MusemoError(f"{path}: cannot be read as sound ({reason})") from error
+    try:
+        if file.format == "RAW":  # libsndfile takes anything named .au, .vox or .gsm for sound
+            raise MusemoError(f"{path}: cannot be read as sound (no header says what it is)")
+        check_rate(file.samplerate, str(path))
+    except MusemoError:
+        file.close()
+        raise
+    return file
+
+
+def read_blocks(file: ForwardFile) -> Iterator[np.ndarray]:  # (S,) mono
+    "Read a file block by block; raises MusemoError for samples that are no sound."
+    rows = max(1, BLOCK // file.channels)
+    while len(block := file.read(rows, "float32", always_2d=True)):
+        peak = np.abs(block).max()
+        if not np.isfinite(peak):
+            raise MusemoError(f"{file.name}: holds samples that are no numbers")
+        if peak > LOUDEST:
+            raise MusemoError(f"{file.name}: peak {peak:g}, must be in [-1, 1]")
+        yield block.mean(axis=1)
+
+
+# %% [markdown]
+# A header may claim anything: a rate of one sample a second would be blown up to gigabytes. What is
+# no music is refused by name, and reading in blocks keeps eight channels from filling the memory.
 
 
 # %%
@@ -513,16 +584,31 @@ def decode(
     audio: AudioConfig,
 ) -> np.ndarray:  # (S,) float32 mono at audio.sample_rate, at most clip_seconds long
     "Decode a file to mono; raises MusemoError where it is no sound that can be read."
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            wave = file.read(int((audio.clip_seconds + 0.1) * rate), "float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
-    if not np.isfinite(wave).all():
-        raise MusemoError(f"{path}: holds samples that are no numbers")
-    wave = soxr.resample(wave.mean(axis=1), rate, audio.sample_rate)
+    with closing(open_sound(path)) as file:
+        rate, wave = file.samplerate, [np.zeros(0, np.float32)]
+        left = int((audio.clip_seconds + 0.1) * rate)
+        try:
+            for block in read_blocks(file):
+                wave.append(block[:left])
+                left -= len(wave[-1])
+                if not left:
+                    break
+        except soundfile.LibsndfileError as error:
+            raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
+    wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    path, noise = Path(folder) / "noise.wav", rng_for(0, "noise").normal(0, 0.1, (9000, 2))
+    soundfile.write(path, noise, 22050, subtype="FLOAT")
+    test_close(decode(path, AudioConfig()), noise.mean(axis=1), eps=1e-6)
+    test_eq(len(decode(path, AudioConfig(clip_seconds=0.1))), 2205)
+    soundfile.write(path, 1e20 * noise, 22050, subtype="FLOAT")
+    test_fail(lambda: decode(path, AudioConfig()), contains="must be in [-1, 1]")
+    soundfile.write(path, noise, 1)
+    test_fail(lambda: decode(path, AudioConfig()), contains="sample rate 1 Hz")
 
 
 # %%
@@ -702,6 +788,14 @@ def run_jobs(
 
 # %%
 #| export
+def _recall(path: Path) -> np.ndarray | None:  # (M, T)
+    "Read a spectrogram out of the cache; None where it is not there, or damaged."
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        return None
+
+
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -710,18 +804,19 @@ def cached_log_mel(
 ) -> tuple[str, str]:  # "ok" and the cached file, or another status and its reason
     "Make sure that a song's log-mel lies in the cache, or say why it cannot be used."
     try:
-        key = hashlib.blake2b(path.read_bytes(), digest_size=16)
+        with open(path, "rb") as file:
+            key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
     key.update(b"log-mel 2" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
-    if not target.exists():
+    if _recall(target) is None:
         try:
             wave = decode(path, audio)
         except MusemoError as error:
             return "unreadable", str(error).replace(str(path), path.name)
         write_atomic(target, log_mel_of(wave, audio))
-    log_mel = np.load(target, mmap_mode="r")
+    log_mel = _recall(target)
     seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
     if not seconds:
         return "silent", "no sound above -40 dB"
@@ -798,7 +893,7 @@ def list_songs(
         low, high = SCALES["1-9"]
     else:
         songs = read_own_table(path, config.data.scale)
-        files = [f if (f := path.parent / name).is_file() else None for name in songs["file"]]
+        files = [f if os.path.isfile(f := path.parent / name) else None for name in songs["file"]]
         audit = {"known": False, "witness": "cannot tell", "exchanged": [], "blocks": []}
         low, high = SCALES[config.data.scale]
     for label in LABELS:
@@ -812,6 +907,12 @@ def list_songs(
 
 # %%
 #| export
+def about_data(config: Config) -> str:  # "" where it says nothing
+    "Read what a data set says of itself, in its README.txt."
+    path = Path(config.data.path).expanduser() / "README.txt"
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
@@ -1080,9 +1181,8 @@ from musemo.pipeline import open_run
 run, config = open_run(run_folder, before=3)
 
 # %%
-about = Path(config.data.path).expanduser() / "README.txt"
-if about.is_file():
-    print(about.read_text())
+if about := about_data(config):
+    print(about)
 
 # %%
 songs, audit = prepare_data(run, config)

@@ -679,9 +679,10 @@ def load_ears(
     import transformers  # takes seconds, and only these judges need it
 
     try:
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
+        safe = {"trust_remote_code": False}  # None would ask in a terminal, and run what a hub says
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(name, **safe)
         model, info = transformers.AutoModel.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True
+            name, use_safetensors=True, output_loading_info=True, **safe
         )
     except Exception as error:  # transformers, safetensors and the hub each raise their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -1517,6 +1517,7 @@ def explain_run(run: Run, config: Config, model: EmotionViT, test: WindowDataset
 #| hide
 import os
 import tempfile
+from pathlib import Path
 
 import soundfile
 import soxr
@@ -1537,7 +1538,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -1545,65 +1545,48 @@ import torch
 
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, cut_windows
+from musemo.sound_files import BLOCK, LOUDEST, ForwardFile, check_rate, open_sound, read_blocks
 from musemo.spectrum import sounding_part, stream_log_mel
+
 
 # %%
 #| export hearing
-BLOCK = 2**16  # values that are read at once
-
-
-def open_sound(path: str | PathLike) -> soundfile.SoundFile:
-    "Open a sound file; raises MusemoError where it is none."
-    if not Path(path).is_file():
-        raise MusemoError(f"{path}: there is no such file")
-    try:
-        return soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = getattr(error, "error_string", str(error))
-        if "not a regular file" in reason:  # said of a text that is named .mp3
-            reason = "no format that libsndfile knows"
-        raise MusemoError(f"{path}: cannot be read as sound ({reason})") from error
-
-
-def read_blocks(
-    file: soundfile.SoundFile,
+def read_what_is_there(
+    file: ForwardFile,
     notes: list[str],  # grows by what is wrong with the file
 ) -> Iterator[np.ndarray]:  # (S,) mono
-    "Read a file block by block; raises MusemoError where nothing of it can be decoded."
-    rows, read, promised = max(1, BLOCK // file.channels), 0, f"{file.frames / file.samplerate:.1f}"
+    "Read a file as far as it goes; raises MusemoError where nothing of it can be decoded."
+    read, promised = 0, file.frames / file.samplerate
     try:
-        while len(block := file.read(rows, "float32", always_2d=True)):
-            if not np.isfinite(block).all():
-                raise MusemoError(f"{file.name}: holds samples that are no numbers")
+        for block in read_blocks(file):
             read += len(block)
-            yield block.mean(axis=1)
+            yield block
     except soundfile.LibsndfileError as error:
         if not read:
-            raise MusemoError(f"{file.name}: cannot be decoded ({error})") from error
+            raise MusemoError(f"{file.name}: cannot be decoded ({error.error_string})") from error
     seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
     if cut:
         notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
-    elif seconds < file.frames / file.samplerate - 0.1:
-        notes.append(f"damaged: decoded {seconds:.1f} s of {promised} s")
+    elif seconds < promised - 0.1:
+        notes.append(f"damaged: decoded {seconds:.1f} s of {promised:.1f} s")
 
 
 # %% [markdown]
 # An array has no header, so what it is must be said: its rate, floats between -1 and 1, time
 # first. Whole numbers of 16 bits would be heard as a hundred decibels of noise, and are refused.
 
+
 # %%
 #| export hearing
-LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
-
-
 def check_wave(
     wave: np.ndarray,  # (S,) or (S, channels)
     sample_rate: int | None,  # Hz
 ) -> np.ndarray:  # (S,) float32 mono
     "Check an array of sound and mix it to mono; raises MusemoError where it cannot be one."
     wave, name = np.asarray(wave), f"array of shape {np.shape(wave)}"
-    if not sample_rate or sample_rate < 0:
-        raise MusemoError(f"{name}: sample_rate = {sample_rate}: say it in Hz, e.g. 44100")
+    if sample_rate is None:
+        raise MusemoError(f"{name}: sample_rate = None: say it in Hz, e.g. 44100")
+    check_rate(sample_rate, name)
     if wave.dtype.kind != "f":
         raise MusemoError(f"{name}: is {wave.dtype}, must be floats in [-1, 1]; int16 / 32768")
     if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > wave.shape[0]:
@@ -1642,7 +1625,7 @@ def hear(
     notes, is_file = [], isinstance(song, str | PathLike)
     if is_file:
         with closing(open_sound(song)) as file:
-            rate, blocks = file.samplerate, read_blocks(file, notes)
+            rate, blocks = file.samplerate, read_what_is_there(file, notes)
             pieces = [_keep(piece) for piece in stream_log_mel(blocks, rate, audio)]
     else:
         rate, wave = sample_rate, check_wave(song, sample_rate)
@@ -1721,6 +1704,7 @@ from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import Run
+from musemo.data import about_data
 from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
 
 
@@ -1729,11 +1713,11 @@ from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
 def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
     "Gather what a model card says of a run: its songs, its figures, what its data says of itself."
     there = {name: run.load(name) for name in ("metrics.json", "folds.json") if run.has(name)}
-    folds, readme = there.get("folds.json"), Path(config.data.path).expanduser() / "README.txt"
+    folds = there.get("folds.json")
     parts = run.load("songs.csv")["split"].value_counts().to_dict() if run.has("songs.csv") else {}
     return {
         "data": Path(config.data.path).name or "musemo's demo music",
-        "about": readme.read_text().partition("\n\n")[0] if readme.is_file() else "",
+        "about": about_data(config).partition("\n\n")[0],
         "songs": {split: int(parts.get(split, 0)) for split in ("train", "val", "test")},
         "clip_seconds": config.audio.clip_seconds,
         "recipe": config.training.recipe,
@@ -2011,7 +1995,8 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
+    axes.set_title(title, parse_math=False)  # a song may be called $$.mp3
+    axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)
 
 
@@ -2316,8 +2301,8 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             format=FORMAT,
         )
         model.network.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MusemoError(
             f"{run.folder}: holds no model that this version opens ({reason}); "
             "train it again with --from 11"
@@ -2355,7 +2340,7 @@ def predict_many(
         try:
             return model.hear(song, sample_rate)
         except MusemoError as error:
-            return error
+            return MusemoError(str(error))  # its traceback would hold on to what was heard so far
 
     said, places = [], count()
 
@@ -2687,7 +2672,7 @@ from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
-from musemo.data import decode
+from musemo.data import about_data, decode
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.pipeline import open_run
@@ -2700,9 +2685,8 @@ run, config = open_run(run_folder, before=12)
 metrics, predictions = evaluate_vit(run, config)
 display(metrics_table(metrics))
 print(say_what_it_is_worth(metrics))
-about = Path(config.data.path).expanduser() / "README.txt"
-if about.is_file():  # what the data set says of itself belongs beside its figures
-    print("Of the data:", about.read_text().partition("\n\n")[0])
+if about := about_data(config):  # what the data set says of itself belongs beside its figures
+    print("Of the data:", about.partition("\n\n")[0])
 
 # %% [markdown]
 # Rating against prediction, and the way from the one to the other on the plane. A dot is a song:
