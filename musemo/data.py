@@ -122,7 +122,7 @@ def split_songs(
         names = [name for name in names if name not in part]
     return [part.get(group, "train") for group in groups]
 
-# %% ../nbs/03_data.ipynb #9ea3dcce
+# %% ../nbs/03_data.ipynb #a42d0e8f
 def decode(
     path: str | Path,
     audio: AudioConfig,
@@ -136,10 +136,11 @@ def decode(
         raise MusemoError(f"{path}: cannot be read as sound ({error})") from error
     if not np.isfinite(wave).all():
         raise MusemoError(f"{path}: holds samples that are no numbers")
-    wave = soxr.resample(wave.mean(axis=1), rate, audio.sample_rate)
+    mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+    wave = soxr.resample(mono, rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #70568d60
+# %% ../nbs/03_data.ipynb #f38ec5f5
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -171,12 +172,13 @@ def cached_log_mel(
 def extract_log_mels(
     paths: list[Path], config: Config
 ) -> list[tuple[str, str]]:  # as cached_log_mel gives it, in the order of paths
-    "Bring the log-mels of many songs into the cache, over processes, with a progress bar."
+    "Bring the log-mels of many songs into the cache, side by side, with a progress bar."
     cache = Path(config.data.cache).expanduser()
-    # A process takes seconds to start: below 64 songs for each it costs more than it gives.
-    workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // 64))
-    if config.data.backend != "loky":
-        workers = -1  # a cluster knows itself how many it has
+    # A process takes seconds to start: with fewer songs for each it costs more than it gives.
+    least = {"threading": 1, "loky": 256}.get(config.data.backend)
+    workers = -1  # a cluster knows itself how many it has
+    if least:
+        workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // least))
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths
