@@ -144,7 +144,7 @@ def decode(
     wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #6f6131fa
+# %% ../nbs/03_data.ipynb #f974578b
 def _recall(path: Path) -> np.ndarray | None:  # (M, T)
     "Read a spectrogram out of the cache; None where it is not there, or damaged."
     try:
@@ -185,12 +185,13 @@ def cached_log_mel(
 def extract_log_mels(
     paths: list[Path], config: Config
 ) -> list[tuple[str, str]]:  # as cached_log_mel gives it, in the order of paths
-    "Bring the log-mels of many songs into the cache, over processes, with a progress bar."
+    "Bring the log-mels of many songs into the cache, side by side, with a progress bar."
     cache = Path(config.data.cache).expanduser()
-    # A process takes seconds to start: below 64 songs for each it costs more than it gives.
-    workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // 64))
-    if config.data.backend != "loky":
-        workers = -1  # a cluster knows itself how many it has
+    # A process takes seconds to start: with fewer songs for each it costs more than it gives.
+    least = {"threading": 1, "loky": 256}.get(config.data.backend)
+    workers = -1  # a cluster knows itself how many it has
+    if least:
+        workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // least))
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths

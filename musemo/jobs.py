@@ -14,10 +14,10 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .core import MusemoError, progress
 
-# %% ../nbs/03_data.ipynb #79f7339b
+# %% ../nbs/03_data.ipynb #708b2de4
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
-    "Let joblib's jobs run on this machine (loky), or on a cluster; raises MusemoError without it."
+    "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
     try:
         with ExitStack() as stack:
             if name == "dask":  # the scheduler that DASK_SCHEDULER_ADDRESS names, or one made here
@@ -38,12 +38,12 @@ def _backend(name: str) -> Iterator[None]:
 def run_jobs(
     jobs: Iterable,  # of joblib's delayed calls
     *,
-    workers: int,  # processes; -1: all that there are
+    workers: int,  # processes or threads; -1: all that there are
     desc: str,
     total: int,
-    backend: str = "loky",  # or dask, ray: joblib's names
+    backend: str = "loky",  # or threading, dask, ray: joblib's names
 ) -> list:  # results in order
-    "Run jobs over processes, with a progress bar; raises MusemoError where a process dies."
+    "Run jobs beside each other, with a progress bar; raises MusemoError where a process dies."
     try:
         with _backend(backend):
             results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
@@ -54,5 +54,5 @@ def run_jobs(
             "or --workers of musemo evaluate, and start again; what is done is kept"
         ) from error
     finally:
-        # Idle processes would keep their memory, and their parent waiting, for minutes.
-        get_reusable_executor().shutdown()
+        if backend == "loky":  # idle processes would keep their memory, and their parent waiting
+            get_reusable_executor().shutdown()

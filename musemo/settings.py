@@ -89,7 +89,7 @@ class AudioConfig(Section):
             self.db_min
         )
 
-# %% ../nbs/02_config.ipynb #b59aa791
+# %% ../nbs/02_config.ipynb #df9ead30
 class DataConfig(Section):
     "Which songs, which labels, which split."
 
@@ -100,8 +100,12 @@ class DataConfig(Section):
     test: Fraction = setting(0.2, "share", "songs that judge", SPEC)
     raters: int = setting(10, "people", "who rated each song, for the noise ceiling", "DEAM", ge=1)
     min_seconds: float = setting(3.0, "s", "shorter songs are left out", gt=0)
-    workers: int = setting(0, "processes", "for decoding; 0: as many as pay", ge=0)
-    backend: Literal["loky", "dask", "ray"] = setting("loky", "-", "who runs these processes")
+    workers: int = setting(
+        0, "count", "of threads or processes that decode; 0: as many as pay", ge=0
+    )
+    backend: Literal["threading", "loky", "dask", "ray"] = setting(
+        "threading", "-", "who decodes: threads, processes (loky), a cluster (dask, ray)"
+    )
     cache: str = setting("~/.cache/musemo", "path", "decoded log-mels, by content and settings")
     demo_songs: int = setting(160, "songs", "composed where no data is given", ge=12, le=1744)
     demo_seconds: float = setting(20.0, "s", "length of a composed song", ge=3, le=600)

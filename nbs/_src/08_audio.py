@@ -21,7 +21,7 @@ import torch
 
 from musemo.config import AudioConfig, Config, InversionConfig
 from musemo.core import MusemoError, plot_log_mel, subplots
-from musemo.spectrum import mel_bank, short_time, wave_log_mel
+from musemo.spectrum import mel_bank, short_time, squared, wave_log_mel
 
 # %%
 #| export listening
@@ -234,11 +234,6 @@ class Inverse:
     def __call__(self, spectrum: torch.Tensor) -> torch.Tensor:  # (B, F, T) -> (B, S)
         frames = torch.fft.irfft(spectrum.mT, n=len(self.window)) * self.window
         return add_up(frames, self.hop)[:, self.kept] * self.weight
-
-
-def squared(values: torch.Tensor) -> torch.Tensor:
-    "Square the magnitude of complex values."
-    return values.real.square().addcmul_(values.imag, values.imag)
 
 
 def set_magnitude(
