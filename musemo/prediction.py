@@ -162,11 +162,11 @@ class EmotionModel(nn.Module, SharedModel):
             self.facts, network=told, window=seconds, intervals=self.reach is not None
         )
 
-# %% ../nbs/12_evaluation.ipynb #11c93751
+# %% ../nbs/12_evaluation.ipynb #531077d7
 def read_reach(run: Run) -> list[float] | None:  # (2,) of intervals to each side, [-1, 1]
     "Read how far a run's intervals reach; None where it has none, or too few songs for them."
     found = run.load("intervals.json")["reach"] if run.has("intervals.json") else [None]
-    return None if None in found else found
+    return None if None in found else [float(reach) for reach in found]
 
 
 def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:

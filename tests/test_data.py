@@ -90,6 +90,16 @@ def test_a_second_run_decodes_nothing(deam, tmp_path, monkeypatch):
     assert (tmp_path / "a/logmel.npy").read_bytes() == (tmp_path / "b/logmel.npy").read_bytes()
 
 
+def test_other_audio_settings_are_decoded_anew(deam, tmp_path):
+    prepare_data(Run(tmp_path / "a"), config_for(deam, tmp_path / "cache"))
+    other = config_for(deam, tmp_path / "cache", **{"audio.db_min": -50.0})
+    prepare_data(Run(tmp_path / "b"), other)
+    fresh = other.data.model_copy(update={"cache": str(tmp_path / "fresh")})
+    prepare_data(Run(tmp_path / "c"), other.model_copy(update={"data": fresh}))
+    first, second, third = ((tmp_path / x / "logmel.npy").read_bytes() for x in "abc")
+    assert first != second == third
+
+
 @pytest.mark.parametrize("damage", ["cut", "pickled", "zipped"])
 def test_a_damaged_cache_is_mended(deam, tmp_path, damage):
     settings = config_for(deam, tmp_path / "cache")
@@ -196,6 +206,19 @@ def test_dynamic_annotations_alone_can_witness_the_exchange():
     crossed = songs.rename(columns={"valence": "arousal", "arousal": "valence"})
     audit = audit_labels(crossed, dynamic)
     assert (audit["known"], audit["witness"], len(audit["exchanged"])) == (False, "exchanged", 40)
+
+
+def test_exchanged_labels_and_spreads_are_exchanged_back_and_no_others():
+    rng, columns = np.random.default_rng(0), ["valence", "arousal", "valence_std", "arousal_std"]
+    right = pd.DataFrame(rng.uniform(1, 9, (80, 4)), columns=columns)
+    right.insert(0, "song_id", np.arange(961, 1041))
+    dynamic = (right.set_index("song_id")[columns[:2]] - 5) / 4
+    wrong, first = right.copy(), right["song_id"] <= 1000
+    wrong.loc[first, columns] = right.loc[first, [columns[i] for i in (1, 0, 3, 2)]].to_numpy()
+    corrected, audit = settle_labels(wrong, dynamic, "corrected")
+    assert audit["exchanged"] == [*range(961, 1001)]
+    pd.testing.assert_frame_equal(corrected, right)
+    pd.testing.assert_frame_equal(settle_labels(right, dynamic, "corrected")[0], right)
 
 
 def test_witnesses_that_disagree_stop_the_run():

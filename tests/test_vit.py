@@ -35,7 +35,7 @@ from musemo.vit import (
     unfreeze_last,
     vit_blocks,
 )
-from musemo.vit_training import fit_vit, schedule_phases, train_vit
+from musemo.vit_training import fit_vit, schedule_phases, train_epoch, train_vit
 
 SONGS = 16
 SMALL = {"vit.hidden": 16, "vit.layers": 1, "vit.heads": 2, "dataset.image_size": 32}
@@ -247,6 +247,17 @@ def test_frozen_weights_stay_and_the_rate_starts_again(run):
     assert any(k.startswith("head") for k in moved)
     assert not any("s.0." in k or "embeddings" in k for k in moved)
     assert any("s.1." in k for k in moved)
+
+
+def test_gradients_of_the_predictor_are_clipped():
+    model, labels = torch.nn.Linear(3, 2), torch.full((4, 2), 100.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=1)
+    batches, loss = [(torch.ones(4, 3), labels, None)], torch.nn.MSELoss()
+    accelerator = open_accelerator(config_of())
+    train_epoch(model, batches, loss, optimizer, cosine, accelerator, clip_norm=0.5)
+    norms = [weight.grad.norm() for weight in model.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
 def test_the_stage_gives_the_same_bytes_twice_and_wraps_its_errors(run):
