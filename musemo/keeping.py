@@ -1,6 +1,7 @@
 """What a run knows of itself: who works in it, what is done, from which data, and if it is whole."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,12 +44,13 @@ def mark_file(path: Path) -> str:
 
 
 def mark_data(config: Config) -> str:
-    "Name the content of all tables and sound files that a run reads."
+    "Name the content of all tables and sound files that a run reads, or tries to."
     sources, (*_, files) = find_data(config), list_songs(config)
     named = [*sources.tables, *sources.dynamic.values(), *sources.metadata, *filter(None, files)]
     whole = hashlib.blake2b(digest_size=16)
     for path in sorted(named):
-        whole.update(f"{path.name}:{mark_file(path)}\n".encode())
+        content = mark_file(path) if os.access(path, os.R_OK) else "unreadable"
+        whole.update(f"{path.name}:{content}\n".encode())
     return whole.hexdigest()
 
 

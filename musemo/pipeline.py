@@ -126,7 +126,12 @@ def forget_stale(run: Run, config: Config, record: dict) -> None:
 
 @contextmanager
 def working_run(
-    config: Config, out: Path, *, first: int | None = None, only: int | None = None
+    config: Config,
+    out: Path,
+    *,
+    first: int | None = None,
+    only: int | None = None,
+    may_change: bool = True,  # settings that the run was not made with
 ) -> Iterator[tuple[Run, Config, dict]]:  # the run, its configuration, the record of what is done
     "Check what can be checked before anything is written, then work in the run, alone."
     run = Run(Path(out).expanduser().resolve())
@@ -139,11 +144,14 @@ def working_run(
     planned = with_data(config, run.folder.parent, compose=False)
     needed, changed = what_changed(run, planned)
     names = "; ".join(changed[:3]) + ("; ..." if changed[3:] else "")
+    made = f"{run.folder} was made with another configuration ({names})"
     if only and needed < only:
         raise MusemoError(
-            f"{run.folder} was made with another configuration ({names}): --only {only} would mix "
-            f"both; leave --only out, sections from {needed} on are then made again"
+            f"{made}: --only {only} would mix both; leave --only out, sections from {needed} on "
+            "are then made again"
         )
+    if needed <= len(SECTIONS) and not may_change:
+        raise MusemoError(f"{made}: choose another --out")
     with claim(run), log_to(run):
         if needed < (first or len(SECTIONS) + 1):
             log.warning("changed: %s; sections from %d on are made again", names, needed)

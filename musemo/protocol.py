@@ -232,7 +232,7 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
 @contextmanager
 def working_folds(config: Config, out: Path) -> Iterator[tuple[Run, Config]]:
     "Work in a run, alone, after making what the folds need of it: songs and spectrograms."
-    with working_run(config, out) as (run, config, _):
+    with working_run(config, out, may_change=False) as (run, config, _):
         for section in SECTIONS[:3]:
             for stage in section.stages(config):
                 if not run.has(*stage.artifacts):

@@ -20,6 +20,7 @@ from musemo.jobs import run_jobs
 from musemo.keeping import claim
 from musemo.pipeline import rerun, run_suite, what_changed
 from musemo.presets import make_config, read_config, save_config
+from musemo.protocol import working_folds
 from musemo.records import load_record
 from musemo.sections import SECTIONS
 from tests.conftest import ROOT, begins, start_run, wait_for
@@ -132,6 +133,18 @@ def test_one_section_with_other_settings_would_mix_two_runs(copied, small_config
     with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3.*--only 12 would mix both"):
         run_suite(changed, out, only=12)
     assert executed == [] and Run(out).load("config.json")["gan"]["epochs"] == 2
+
+
+def test_folds_with_other_settings_leave_a_run_as_it_is(copied, small_config):
+    out, _ = copied
+    changed = changed_config(small_config, gan__epochs=3)
+    with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3.: choose another --out"):
+        with working_folds(changed, out):
+            pass
+    assert Run(out).load("config.json")["gan"]["epochs"] == 2
+    with working_folds(small_config, out) as (run, config):
+        assert config == small_config and run.folder == out
+    assert list(load_record(Run(out))["sections"]) == NAMES
 
 
 def test_other_sound_or_labels_make_section_3_again(small_config, smoke_run, copied, tmp_path):
