@@ -138,9 +138,9 @@ def test_one_section_with_other_settings_would_mix_two_runs(copied, small_config
 def test_folds_with_other_settings_leave_a_run_as_it_is(copied, small_config):
     out, _ = copied
     changed = changed_config(small_config, gan__epochs=3)
-    with pytest.raises(MusemoError, match="gan.epochs: 2 -> 3.: choose another --out"):
-        with working_folds(changed, out):
-            pass
+    wanted = "gan.epochs: 2 -> 3.: choose another --out"
+    with pytest.raises(MusemoError, match=wanted), working_folds(changed, out):
+        pass
     assert Run(out).load("config.json")["gan"]["epochs"] == 2
     with working_folds(small_config, out) as (run, config):
         assert config == small_config and run.folder == out
