@@ -4,20 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'seed_everything', 'pick_device', 'pick_precision',
-           'autocast', 'write_atomic', 'Run', 'load_part', 'cut_windows', 'progress', 'subplots', 'plot_log_mel',
-           'wav_bytes', 'player', 'start_run']
+           'autocast', 'write_atomic', 'Run', 'take_rows', 'load_part', 'cut_windows', 'progress', 'subplots',
+           'plot_log_mel', 'wav_bytes', 'player']
 
-# %% ../nbs/01_core.ipynb #6dcbe547
+# %% ../nbs/01_core.ipynb #f252bc02
 import base64
 import hashlib
 import html
 import io
 import json
 import os
-import platform
 import sys
+import threading
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,14 +114,15 @@ _readers = {
     ".safetensors": load_file,
 }
 
-# %% ../nbs/01_core.ipynb #e9f04e32
+# %% ../nbs/01_core.ipynb #b29ee5be
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    who = f"{os.getpid()}-{threading.get_ident()}"  # two may write one file at once
+    temporary = path.with_name(f".{path.name}.{who}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -174,15 +174,25 @@ class Run:
         self.save(f"figures/{section}.png", figure)
         self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
 
-# %% ../nbs/01_core.ipynb #a9eecc4d
+# %% ../nbs/01_core.ipynb #229ee783
+def take_rows(
+    array: np.ndarray,  # (N, ...), memory-mapped
+    rows: np.ndarray,  # (K,) of it
+) -> np.ndarray:  # (K, ...)
+    "Take rows of a mapped array; a single stretch of them stays on the disk until it is read."
+    if len(rows) and (np.diff(rows) == 1).all():
+        return array[rows[0] : rows[-1] + 1]
+    return array[rows]
+
+
 def load_part(
     run: Run,
     split: str,  # train, val or test
 ) -> tuple[pd.DataFrame, np.ndarray]:  # the songs, and their log-mels (N, M, T) in [-1, 1]
-    "Read the songs of one part and their spectrograms, in the same order."
+    "Read the songs of one part and map their spectrograms, in the same order."
     songs = run.load("songs.csv")
     songs = songs[songs["split"] == split].reset_index(drop=True)
-    return songs, run.load("logmel.npy")[songs["row"].to_numpy()]
+    return songs, take_rows(run.load("logmel.npy"), songs["row"].to_numpy())
 
 # %% ../nbs/01_core.ipynb #3cdd5312
 def cut_windows(
@@ -277,23 +287,3 @@ def player(
     text = html.escape(label, quote=True)
     sound = f'<audio controls aria-label="{text}" src="data:audio/wav;base64,{data}"></audio>'
     return HTML(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
-
-# %% ../nbs/01_core.ipynb #b1c48f55
-_packages = "torch transformers librosa soundfile soxr numpy pandas scikit-learn matplotlib"
-
-
-def start_run(run: Run, config) -> dict:  # versions, machine, device
-    "Write what the run depends on beside its configuration into environment.json."
-    device = pick_device(config.device)
-    environment = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),
-        "packages": {package: metadata.version(package) for package in _packages.split()},
-        "units": {"cores": "count", "torch_threads": "count", "packages": "version"},
-    }
-    run.save("environment.json", environment)
-    return environment

@@ -140,7 +140,7 @@ def decode(
     wave = soxr.resample(mono, rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #f38ec5f5
+# %% ../nbs/03_data.ipynb #4f7a9ba5
 def cached_log_mel(
     path: Path,
     audio: AudioConfig,
@@ -152,7 +152,7 @@ def cached_log_mel(
         key = hashlib.blake2b(path.read_bytes(), digest_size=16)
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 2" + audio.model_dump_json().encode())
+    key.update(b"log-mel 3" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if not target.exists():
         try:
@@ -226,7 +226,7 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #2ba4ffe3
+# %% ../nbs/03_data.ipynb #6a552d66
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
@@ -257,7 +257,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
     contents = pd.Series({i: Path(where).stem for i, (_, where) in found.items()}, dtype=str)
     songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
-    usable = songs.index[songs["status"] == "ok"]
+    # A part lies in one piece, so that it can be read without a copy.
+    usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
     songs["frames"], songs["row"] = 0, -1
     for row, i in enumerate(usable):

@@ -43,7 +43,7 @@ def _trained(name: str) -> tuple[str, ...]:
 
 
 SECTIONS = (
-    Section("01_core", Stage("core:start_run", ("environment.json",))),
+    Section("01_core", Stage("environment:start_run", ("environment.json",))),
     Section("02_config", Stage("presets:save_config", ("config.json",))),
     Section("03_data", Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json"))),
     Section("04_gan"),

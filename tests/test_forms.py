@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "nbs"))
 # Who may import whom, in exported code.
 MAY_IMPORT = {
     "core": set(),
+    "environment": {"core"},
     "tracking": {"core"},
     "memory": {"core"},
     "widgets": {"core"},
@@ -104,6 +105,7 @@ BY_HAND = {
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }
 SECOND = {
+    "environment",
     "tracking",
     "memory",
     "jobs",
