@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'seed_everything', 'pick_device', 'pick_precision',
-           'autocast', 'write_atomic', 'Run', 'load_part', 'cut_windows', 'progress', 'subplots', 'plot_log_mel',
-           'wav_bytes', 'player']
+           'autocast', 'write_atomic', 'Run', 'take_rows', 'load_part', 'cut_windows', 'progress', 'subplots',
+           'plot_log_mel', 'wav_bytes', 'player']
 
-# %% ../nbs/01_core.ipynb #c27dfe5a
+# %% ../nbs/01_core.ipynb #f252bc02
 import base64
 import hashlib
 import html
@@ -15,6 +15,7 @@ import io
 import json
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,14 +125,15 @@ _readers = {
 _unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
 _unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
-# %% ../nbs/01_core.ipynb #e9f04e32
+# %% ../nbs/01_core.ipynb #b29ee5be
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    who = f"{os.getpid()}-{threading.get_ident()}"  # two may write one file at once
+    temporary = path.with_name(f".{path.name}.{who}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -185,15 +187,25 @@ class Run:
         self.save(f"figures/{section}.png", figure)
         self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
 
-# %% ../nbs/01_core.ipynb #a9eecc4d
+# %% ../nbs/01_core.ipynb #229ee783
+def take_rows(
+    array: np.ndarray,  # (N, ...), memory-mapped
+    rows: np.ndarray,  # (K,) of it
+) -> np.ndarray:  # (K, ...)
+    "Take rows of a mapped array; a single stretch of them stays on the disk until it is read."
+    if len(rows) and (np.diff(rows) == 1).all():
+        return array[rows[0] : rows[-1] + 1]
+    return array[rows]
+
+
 def load_part(
     run: Run,
     split: str,  # train, val or test
 ) -> tuple[pd.DataFrame, np.ndarray]:  # the songs, and their log-mels (N, M, T) in [-1, 1]
-    "Read the songs of one part and their spectrograms, in the same order."
+    "Read the songs of one part and map their spectrograms, in the same order."
     songs = run.load("songs.csv")
     songs = songs[songs["split"] == split].reset_index(drop=True)
-    return songs, run.load("logmel.npy")[songs["row"].to_numpy()]
+    return songs, take_rows(run.load("logmel.npy"), songs["row"].to_numpy())
 
 # %% ../nbs/01_core.ipynb #3cdd5312
 def cut_windows(

@@ -144,7 +144,7 @@ def decode(
     wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #f974578b
+# %% ../nbs/03_data.ipynb #2d5ff6e1
 def _recall(path: Path) -> np.ndarray | None:  # (M, T)
     "Read a spectrogram out of the cache; None where it is not there, or damaged."
     try:
@@ -165,7 +165,7 @@ def cached_log_mel(
             key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 2" + audio.model_dump_json().encode())
+    key.update(b"log-mel 3" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if _recall(target) is None:
         try:
@@ -239,7 +239,7 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #05e4460b
+# %% ../nbs/03_data.ipynb #db76d41a
 def about_data(config: Config) -> str:  # "" where it says nothing
     "Read what a data set says of itself, in its README.txt."
     path = Path(config.data.path).expanduser() / "README.txt"
@@ -276,7 +276,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
     contents = pd.Series({i: Path(where).stem for i, (_, where) in found.items()}, dtype=str)
     songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
-    usable = songs.index[songs["status"] == "ok"]
+    # A part lies in one piece, so that it can be read without a copy.
+    usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
     songs["frames"], songs["row"] = 0, -1
     for row, i in enumerate(usable):

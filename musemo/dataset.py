@@ -6,7 +6,7 @@
 __all__ = ['HALF', 'to_pixels', 'WindowDataset', 'pick_window', 'draw_window', 'EpochSampler', 'load_synthetic', 'read_datasets',
            'make_loader', 'build_loaders']
 
-# %% ../nbs/09_dataset.ipynb #ba76be88
+# %% ../nbs/09_dataset.ipynb #67efd217
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augmentation import augment_window, draw_stretch, frames_needed
 from .config import Config
-from .core import MusemoError, Run, cut_windows, load_part, rng_for, seed_for, torch_rng_for
+from musemo.core import (
+    MusemoError,
+    Run,
+    cut_windows,
+    load_part,
+    rng_for,
+    seed_for,
+    take_rows,
+    torch_rng_for,
+)
 
 # %% ../nbs/09_dataset.ipynb #864301ec
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of most ViT checkpoints, a channel
@@ -125,7 +134,7 @@ class EpochSampler(Sampler):
         self.epoch += 1
         return iter(keys.tolist())
 
-# %% ../nbs/09_dataset.ipynb #532ac92d
+# %% ../nbs/09_dataset.ipynb #e0d500bd
 def load_synthetic(
     run: Run,
     width: int,  # frames that the ViT's windows have
@@ -139,7 +148,7 @@ def load_synthetic(
             "make them again with gan.frames equal to the window (--from 5)"
         )
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
-    return windows[rows], labels
+    return take_rows(windows, rows), labels
 
 # %% ../nbs/09_dataset.ipynb #984450c7
 def read_datasets(run: Run, config: Config) -> dict[str, WindowDataset]:  # train, val, test

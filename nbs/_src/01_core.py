@@ -20,6 +20,7 @@ import io
 import json
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,7 +220,8 @@ def write_atomic(
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    who = f"{os.getpid()}-{threading.get_ident()}"  # two may write one file at once
+    temporary = path.with_name(f".{path.name}.{who}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -304,14 +306,32 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %%
 #| export
+def take_rows(
+    array: np.ndarray,  # (N, ...), memory-mapped
+    rows: np.ndarray,  # (K,) of it
+) -> np.ndarray:  # (K, ...)
+    "Take rows of a mapped array; a single stretch of them stays on the disk until it is read."
+    if len(rows) and (np.diff(rows) == 1).all():
+        return array[rows[0] : rows[-1] + 1]
+    return array[rows]
+
+
 def load_part(
     run: Run,
     split: str,  # train, val or test
 ) -> tuple[pd.DataFrame, np.ndarray]:  # the songs, and their log-mels (N, M, T) in [-1, 1]
-    "Read the songs of one part and their spectrograms, in the same order."
+    "Read the songs of one part and map their spectrograms, in the same order."
     songs = run.load("songs.csv")
     songs = songs[songs["split"] == split].reset_index(drop=True)
-    return songs, run.load("logmel.npy")[songs["row"].to_numpy()]
+    return songs, take_rows(run.load("logmel.npy"), songs["row"].to_numpy())
+
+
+# %%
+mapped = np.arange(12).reshape(4, 3)
+assert np.shares_memory(take_rows(mapped, np.array([1, 2])), mapped)
+test_eq(take_rows(mapped, np.array([1, 2])), mapped[1:3])
+test_eq(take_rows(mapped, np.array([2, 0])), mapped[[2, 0]])
+test_eq(take_rows(mapped, np.array([], int)).shape, (0, 3))
 
 
 # %% [markdown]
@@ -714,6 +734,7 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
+from musemo.environment import start_run
 from musemo.pipeline import open_run
 
 run, config = open_run(run_folder, before=1)

@@ -815,7 +815,7 @@ def cached_log_mel(
             key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 2" + audio.model_dump_json().encode())
+    key.update(b"log-mel 3" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if _recall(target) is None:
         try:
@@ -951,7 +951,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
     contents = pd.Series({i: Path(where).stem for i, (_, where) in found.items()}, dtype=str)
     songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
-    usable = songs.index[songs["status"] == "ok"]
+    # A part lies in one piece, so that it can be read without a copy.
+    usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)
     songs["frames"], songs["row"] = 0, -1
     for row, i in enumerate(usable):

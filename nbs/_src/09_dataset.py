@@ -34,7 +34,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from musemo.augmentation import augment_window, draw_stretch, frames_needed
 from musemo.config import Config
-from musemo.core import MusemoError, Run, cut_windows, load_part, rng_for, seed_for, torch_rng_for
+from musemo.core import (
+    MusemoError,
+    Run,
+    cut_windows,
+    load_part,
+    rng_for,
+    seed_for,
+    take_rows,
+    torch_rng_for,
+)
 
 # %%
 #| hide
@@ -441,7 +450,7 @@ def load_synthetic(
             "make them again with gan.frames equal to the window (--from 5)"
         )
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
-    return windows[rows], labels
+    return take_rows(windows, rows), labels
 
 
 # %% [markdown]

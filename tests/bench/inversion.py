@@ -7,6 +7,7 @@ Exits with 1 where a clip's error or the ratio of times (median of the runs) mis
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import librosa
@@ -37,6 +38,23 @@ def theirs(log_mel: np.ndarray, config: Config) -> np.ndarray:
         fmax=audio.f_max,
     )
     return wave[None]
+
+
+def inversion_job(
+    paths: list[Path], invert: Callable[[np.ndarray, Config], np.ndarray]
+) -> Callable[[], np.ndarray]:
+    "Prepare clips for the bench, which times how they are inverted; returns errors in dB."
+    config = make_config("full")
+    waves = [torch.from_numpy(decode(path, config.audio))[None] for path in paths]
+    log_mels = [wave_log_mel(wave, config.audio) for wave in waves]
+    invert(log_mels[0][..., :32], config)  # compiles and caches
+
+    def job():
+        backs = [invert(log_mel, config) for log_mel in log_mels]
+        pairs = zip(log_mels, backs, strict=True)
+        return np.array([round_trip_error(*pair, config.audio)[0] for pair in pairs])
+
+    return job
 
 
 def measure(path: Path, config: Config) -> dict:

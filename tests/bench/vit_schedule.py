@@ -7,6 +7,7 @@ and without freezing, one after the other, so that all meet the same machine.
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ViTConfig, ViTModel
 
+from musemo.config import Config
 from musemo.core import MusemoError, seed_for
 from musemo.dataset import EpochSampler
 from musemo.presets import make_config
@@ -41,7 +43,7 @@ class Songs(TensorDataset):
         return super().__getitem__(key % len(self))  # the same picture in each epoch
 
 
-def make_loaders(options) -> dict[str, DataLoader]:
+def make_loaders(options: argparse.Namespace) -> dict[str, DataLoader]:
     "Make loaders of made-up songs that shuffle like section 9's."
     loaders = {}
     for part, items in (("train", options.songs), ("val", options.judged)):
@@ -56,8 +58,8 @@ def make_loaders(options) -> dict[str, DataLoader]:
     return loaders
 
 
-def measure(way: str, options) -> list[dict]:
-    "Train once: seconds of each epoch, with what it reached."
+def prepare(way: str, options: argparse.Namespace) -> tuple[EmotionViT, dict, Config]:
+    "Make a network, its songs and the settings of a way."
     epochs = options.unfrozen_epochs if way == "unfrozen" else options.epochs
     settings = {"training.epochs": epochs, "training.patience": epochs, "device": "cpu"}
     settings |= {"training.cache_mb": options.cache_mb, "training.unfreeze": options.unfreeze}
@@ -66,6 +68,19 @@ def measure(way: str, options) -> list[dict]:
     model = EmotionViT(ViTModel(ViTConfig(), add_pooling_layer=False))
     loaders = make_loaders(options)
     start_at_mean(model, torch.from_numpy(loaders["train"].dataset.labels))
+    return model, loaders, config
+
+
+def schedule_job(way: str, *, quick: bool) -> Callable[[], list[float]]:
+    "Prepare a training for the bench, which times it; it returns the validation losses."
+    sizes = ["--songs=4", "--judged=2", "--batch=2"] if quick else []
+    model, loaders, config = prepare(way, read_options(sizes))
+    return lambda: [row["val_loss"] for row in train_vit(model, loaders, config)[0]]
+
+
+def measure(way: str, options: argparse.Namespace) -> list[dict]:
+    "Train once: seconds of each epoch, with what it reached."
+    model, loaders, config = prepare(way, options)
     marks = [(time.perf_counter(), time.process_time())]
 
     def mark(row: dict) -> None:
@@ -79,7 +94,7 @@ def measure(way: str, options) -> list[dict]:
     ]
 
 
-def compare(table: pd.DataFrame, unit: str, options) -> dict[str, float]:
+def compare(table: pd.DataFrame, unit: str, options: argparse.Namespace) -> dict[str, float]:
     "Set one run's ways against each other: how many times longer they take than the cached one."
     seconds = table.pivot(index="epoch", columns="way", values=unit)
     settings = {"training.epochs": options.epochs, "training.unfreeze": options.unfreeze}
@@ -102,7 +117,8 @@ def compare(table: pd.DataFrame, unit: str, options) -> dict[str, float]:
     return facts
 
 
-def main() -> None:
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    "Read options, of the command line by default."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="times that each way is measured")
     parser.add_argument("--songs", type=int, default=32, help="to learn, one window each")
@@ -113,7 +129,11 @@ def main() -> None:
     parser.add_argument("--unfrozen-epochs", type=int, default=2, help="measured; all cost alike")
     parser.add_argument("--cache-mb", type=float, default=1000, help="MB; 0: on disk")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = read_options()
     torch.set_num_threads(options.threads)
     model = EmotionViT(ViTModel(ViTConfig(), add_pooling_layer=False))
     model(torch.zeros(1, 3, 224, 224)).sum().backward()  # the first one pays for the libraries
