@@ -85,7 +85,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
     "Run the forward pass in `dtype`; nothing at all in full precision."
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-# %% ../nbs/01_core.ipynb #59de0dff
+# %% ../nbs/01_core.ipynb #0788083b
 def _write_json(file, value):
     if "units" not in value:
         raise MusemoError("a .json artifact must say its units; add the key 'units'")
@@ -93,8 +93,7 @@ def _write_json(file, value):
 
 
 def _write_wav(file, value):
-    wave, sample_rate = value
-    soundfile.write(file, np.clip(wave, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(file, np.clip(value[0], -1, 1), value[1], format="WAV", subtype="PCM_16")
 
 
 _writers = {
@@ -125,15 +124,14 @@ _readers = {
 _unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
 _unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
-# %% ../nbs/01_core.ipynb #b29ee5be
+# %% ../nbs/01_core.ipynb #8c372f80
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
     path = Path(path)
-    who = f"{os.getpid()}-{threading.get_ident()}"  # two may write one file at once
-    temporary = path.with_name(f".{path.name}.{who}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -187,15 +185,14 @@ class Run:
         self.save(f"figures/{section}.png", figure)
         self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
 
-# %% ../nbs/01_core.ipynb #229ee783
+# %% ../nbs/01_core.ipynb #316bb05a
 def take_rows(
     array: np.ndarray,  # (N, ...), memory-mapped
     rows: np.ndarray,  # (K,) of it
 ) -> np.ndarray:  # (K, ...)
     "Take rows of a mapped array; a single stretch of them stays on the disk until it is read."
-    if len(rows) and (np.diff(rows) == 1).all():
-        return array[rows[0] : rows[-1] + 1]
-    return array[rows]
+    in_one_piece = len(rows) and (np.diff(rows) == 1).all()
+    return array[rows[0] : rows[-1] + 1] if in_one_piece else array[rows]
 
 
 def load_part(
@@ -247,7 +244,7 @@ _style = {
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
 }
 
-# %% ../nbs/01_core.ipynb #2a9c4fdb
+# %% ../nbs/01_core.ipynb #52945131
 def subplots(
     rows: int = 1,
     columns: int = 1,
@@ -272,9 +269,8 @@ def plot_log_mel(
     title: str = "",
 ):
     "Draw a log-mel spectrogram with seconds, hertz and decibels on its axes."
-    seconds = decibels.shape[1] * hop / sample_rate
     image = axes.imshow(decibels, origin="lower", aspect="auto", cmap="magma", clim=limits)
-    image.set_extent((0, seconds, 0, len(bands)))
+    image.set_extent((0, decibels.shape[1] * hop / sample_rate, 0, len(bands)))
     ticks = np.linspace(0, len(bands) - 1, 5).astype(int)
     axes.set_yticks(ticks + 0.5, [f"{bands[t]:.0f}" for t in ticks])
     axes.set(title=title, xlabel="time (s)", ylabel="frequency (Hz)")

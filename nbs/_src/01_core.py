@@ -174,8 +174,7 @@ def _write_json(file, value):
 
 
 def _write_wav(file, value):
-    wave, sample_rate = value
-    soundfile.write(file, np.clip(wave, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(file, np.clip(value[0], -1, 1), value[1], format="WAV", subtype="PCM_16")
 
 
 _writers = {
@@ -220,8 +219,7 @@ def write_atomic(
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
     path = Path(path)
-    who = f"{os.getpid()}-{threading.get_ident()}"  # two may write one file at once
-    temporary = path.with_name(f".{path.name}.{who}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -311,9 +309,8 @@ def take_rows(
     rows: np.ndarray,  # (K,) of it
 ) -> np.ndarray:  # (K, ...)
     "Take rows of a mapped array; a single stretch of them stays on the disk until it is read."
-    if len(rows) and (np.diff(rows) == 1).all():
-        return array[rows[0] : rows[-1] + 1]
-    return array[rows]
+    in_one_piece = len(rows) and (np.diff(rows) == 1).all()
+    return array[rows[0] : rows[-1] + 1] if in_one_piece else array[rows]
 
 
 def load_part(
@@ -589,9 +586,8 @@ def plot_log_mel(
     title: str = "",
 ):
     "Draw a log-mel spectrogram with seconds, hertz and decibels on its axes."
-    seconds = decibels.shape[1] * hop / sample_rate
     image = axes.imshow(decibels, origin="lower", aspect="auto", cmap="magma", clim=limits)
-    image.set_extent((0, seconds, 0, len(bands)))
+    image.set_extent((0, decibels.shape[1] * hop / sample_rate, 0, len(bands)))
     ticks = np.linspace(0, len(bands) - 1, 5).astype(int)
     axes.set_yticks(ticks + 0.5, [f"{bands[t]:.0f}" for t in ticks])
     axes.set(title=title, xlabel="time (s)", ylabel="frequency (Hz)")
