@@ -623,7 +623,7 @@ rises = np.tile(np.maximum(0, 1 - np.arange(20.0) % 5 / 4), (1, 32, 1))
 steep = [window_marks(x, window_changes(x))[0, 2] for x in (rises, rises[:, :, ::-1])]
 assert steep[0] > 0.5 and steep[1] < -0.5
 assert window_marks(rises, window_changes(rises))[0, 4] < -9  # all bands do the same: no notes
-assert marks[0][:, 4].min() > -0.1  # noise is nothing else
+assert marks[0][:, 4].min() > -0.2  # noise is nothing else
 test_eq(cut_patches(windows, rng).shape, (400, 20, 64))
 test_close(cut_patches(windows, rng).mean(2), 0, eps=1e-6)
 
