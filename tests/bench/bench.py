@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def measure_growth(growth: Growth, options: argparse.Namespace) -> dict:
     "Run a growing cost at each size, interleaved."
     if options.quick:
         sizes = [size // 10 for size in growth.sizes] if growth.name != "frames" else growth.sizes
-        growth = Growth(growth.name, growth.way, growth.unit, tuple(sizes))
+        growth = replace(growth, sizes=tuple(sizes))
     runs = []
     for run in range(options.runs):
         print(f"{growth.name}, run {run + 1}", file=sys.stderr)
@@ -114,8 +115,8 @@ def table(rows: list[dict], growths: list[dict]) -> str:
     lines += [("", *[""] * 8)] if growths else []
     for row in growths:
         first, last = row["sizes"][0], row["sizes"][-1]
-        seconds = f"{row['seconds'][0]:.3g} -> {row['seconds'][-1]:.3g} s"
-        powers = f"time n^{row['power_seconds']:.2f}, memory n^{row['power_mb']:.2f}"
+        seconds = f"{row['cpu'][0]:.3g} -> {row['cpu'][-1]:.3g} CPU s"
+        powers = f"time n^{row['power_cpu']:.2f}, memory n^{row['power_mb']:.2f}"
         most = f"n^1.1, {row['most_mb']:.0f} MB"
         mb = f"{row['mb'][0]:.0f} -> {row['mb'][-1]:.0f}"
         kept = "" if row["kept"] else "MISSED"
@@ -160,7 +161,12 @@ def main(arguments: list[str] | None = None) -> None:
     found = faults(rows, growths)
     record = {"runs": options.runs, "quick": options.quick, "machine": machine()}
     record |= {"stages": rows, "growth": growths, "skipped": options.skipped, "missed": found}
-    units = {"median": "see unit", "mb": "MB, libraries included", "seconds": "s", "room": "share"}
+    units = {
+        "median": "see unit",
+        "mb": "MB, libraries included",
+        "cpu": "x; s of a growing cost",
+        "room": "share",
+    }
     record["units"] = units
     (options.out / "bench.json").write_text(json.dumps(record, indent=1, allow_nan=False))
     draw_bench(rows, growths, options.out / "bench.png")

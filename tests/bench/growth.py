@@ -14,7 +14,7 @@ def songs(work: Work) -> Callable[[], int]:
     from musemo.data import prepare_data
     from musemo.presets import make_config
 
-    paths, rng = work.paths(-(-work.size // 10))[: work.size], np.random.default_rng(0)
+    paths, rng = work.paths(work.size), np.random.default_rng(0)
     table = pd.DataFrame({"file": [str(path) for path in paths]})
     table[["valence", "arousal"]] = rng.uniform(1, 9, (len(paths), 2))
     table.to_csv(work.folder / "songs.csv", index=False)

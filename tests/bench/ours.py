@@ -12,7 +12,7 @@ def log_mels(work: Work) -> Callable[[], np.ndarray]:
     from musemo.data import extract_log_mels
     from musemo.presets import make_config
 
-    paths = work.paths(2 if work.quick else 20)
+    paths = work.paths(20 if work.quick else 200)
     config = make_config("full", {"data.cache": str(work.folder / "cache")})
 
     def job():
@@ -36,7 +36,7 @@ def decoding(work: Work) -> Callable[[], np.ndarray]:
     from musemo.jobs import run_jobs
     from musemo.presets import make_config
 
-    paths, audio = work.paths(2 if work.quick else 20), make_config("full").audio
+    paths, audio = work.paths(20 if work.quick else 200), make_config("full").audio
 
     def job():
         jobs = (delayed(lambda path: len(decode(path, audio)))(path) for path in paths)
@@ -81,18 +81,18 @@ def inversion(work: Work) -> Callable[[], np.ndarray]:
     from tests.bench.inversion import inversion_job
 
     return inversion_job(
-        work.paths(1)[: 2 if work.quick else 10],
+        work.paths(2 if work.quick else 10),
         lambda log_mel, config: invert_log_mel(log_mel, config, seed=0),
     )
 
 
 def prediction(work: Work) -> Callable[[], np.ndarray]:
-    paths, model = work.paths(1 if work.quick else 10), emotion_model()
+    paths, model = work.paths(10 if work.quick else 100), emotion_model()
     return lambda: _emotions(model.predict_all(paths))
 
 
 def prediction_one_by_one(work: Work) -> Callable[[], np.ndarray]:
-    paths, model = work.paths(1 if work.quick else 10), emotion_model()
+    paths, model = work.paths(10 if work.quick else 100), emotion_model()
     return lambda: _emotions([model.predict(path) for path in paths])
 
 

@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 KEPT, MISSED, MEMORY = "#1b6ca8", "#c0392b", "#8a8a8a"
 
@@ -14,11 +15,13 @@ def draw_bench(rows: list[dict], growths: list[dict], path: Path) -> None:
     "Draw both, above each other, into a .png."
     limited = [row for row in rows if row["room"] is not None]
     columns = max(len(growths), 1)
-    figure = plt.figure(figsize=(max(3.6 * columns, 8), 6.4), layout="constrained")
-    top, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    shape, heights = (2 if growths else 1, 1), (0.3 * len(limited) + 1, 3)[: 2 if growths else 1]
+    size = (max(3.6 * columns, 9), sum(heights))
+    figure = plt.figure(figsize=size, layout="constrained")
+    top, *below = figure.subfigures(*shape, height_ratios=heights, squeeze=False)[:, 0]
     draw_rooms(top.subplots(), limited)
-    if growths:
-        for panel, row in zip(below.subplots(1, columns, squeeze=False)[0], growths, strict=True):
+    for part in below:
+        for panel, row in zip(part.subplots(1, columns, squeeze=False)[0], growths, strict=True):
             draw_growth(panel, row)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -33,10 +36,16 @@ def draw_rooms(panel: plt.Axes, rows: list[dict]) -> None:
         panel.plot(ends[0], place, "o", color=color)
         told = f" {row['median']:.3g} {row['unit']}"
         panel.annotate(told, (max(ends), place), (4, 0), textcoords="offset points", va="center")
-    names = [f"{row['stage']}: {row['over']}, {row['under']}" for row in rows]
+    names = [
+        f"{row['stage']}: {row['over']} {'-' if row['unit'] == 's' else '/'} {row['under']}"
+        for row in rows
+    ]
     panel.set_yticks(range(len(rows)), names)
     panel.invert_yaxis()
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
     panel.axvline(1, color="black", linewidth=1)
     panel.margins(x=0.15)
     panel.set_title("Figure over its limit (right of the line: kept); bars: all runs", loc="left")
@@ -48,10 +57,10 @@ def _times_inside(row: dict, figure: float) -> float:
 
 def draw_growth(panel: plt.Axes, row: dict) -> None:
     "Draw seconds and memory over a growing size."
-    panel.plot(row["sizes"], row["seconds"], "o-", color=KEPT if row["kept"] else MISSED)
-    panel.set(xlabel=row["unit"], ylabel="time (s)", ylim=(0, 1.15 * max(row["seconds"])))
+    panel.plot(row["sizes"], row["cpu"], "o-", color=KEPT if row["kept"] else MISSED)
+    panel.set(xlabel=row["unit"], ylabel="processor time (s)", ylim=(0, 1.15 * max(row["cpu"])))
     memory = panel.twinx()
     memory.plot(row["sizes"], row["mb"], "s--", color=MEMORY)
     memory.set_ylabel("memory (MB), dashed", color=MEMORY)
     memory.set_ylim(0, 1.15 * max(row["mb"]))
-    panel.set_title(f"{row['cost']}: time n^{row['power_seconds']:.2f}", loc="left", size=10)
+    panel.set_title(f"{row['cost']}: time n^{row['power_cpu']:.2f}", loc="left", size=10)

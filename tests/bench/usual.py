@@ -24,7 +24,7 @@ def log_mel(path, *, seconds: float | None) -> np.ndarray:  # (128, T) on [-1, 1
 
 def log_mels(work: Work) -> Callable[[], np.ndarray]:
     "Decode one file after the other, and keep each log-mel in a file of its own."
-    paths = work.paths(2 if work.quick else 20)
+    paths = work.paths(20 if work.quick else 200)
     log_mel(paths[0], seconds=1)  # librosa loads its parts when they are first used
 
     def job():
@@ -129,14 +129,14 @@ def vit_unfrozen(work: Work) -> Callable[[], list[float]]:
 def inversion(work: Work) -> Callable[[], np.ndarray]:
     from tests.bench.inversion import inversion_job, theirs
 
-    return inversion_job(work.paths(1)[: 2 if work.quick else 10], theirs)
+    return inversion_job(work.paths(2 if work.quick else 10), theirs)
 
 
 def prediction(work: Work) -> Callable[[], np.ndarray]:
     "Predict one song after the other, one window after the other."
     import torch
 
-    paths, model = work.paths(1 if work.quick else 10), emotion_model()
+    paths, model = work.paths(10 if work.quick else 100), emotion_model()
     log_mel(paths[0], seconds=1)
 
     @torch.no_grad()

@@ -16,11 +16,12 @@ class Work:
     quick: bool = False
     size: int = 0  # of a growing cost
 
-    def paths(self, copies: int) -> list[Path]:
-        "List copies of ten clips, each a file of its own, the first copy of each first."
+    def paths(self, count: int) -> list[Path]:
+        "List as many copies of the clips in turn, each a file of its own."
         folder, some = Path(self.shared, "clips"), real_clips(self.clips)
         folder.mkdir(parents=True, exist_ok=True)
-        return [copy_clip(path, folder, i) for i in range(copies) for path in some]
+        turns = (divmod(i, len(some)) for i in range(count))
+        return [copy_clip(some[place], folder, turn) for turn, place in turns]
 
 
 def real_clips(folder: str) -> list[Path]:
@@ -40,7 +41,8 @@ def check_copies(work: Work) -> None:
     "Make sure that a copy sounds like its clip."
     import soundfile
 
-    for path, copy in zip(real_clips(work.clips), work.paths(2)[10:], strict=False):
+    some = real_clips(work.clips)
+    for path, copy in zip(some, work.paths(2 * len(some))[len(some) :], strict=True):
         a, b = (soundfile.read(x, dtype="float32")[0] for x in (path, copy))
         assert np.array_equal(a, b), f"{copy}: does not sound like {path}"
 
