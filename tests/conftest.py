@@ -90,7 +90,10 @@ def start_run(config: Config, out: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "musemo", "run", "--preset", "smoke", "--out", out]
     command += ["--data", config.data.path, "--set", f"data.cache={config.data.cache}"]
     command += ["--set", "audio.clip_seconds=3", *arguments]
-    return subprocess.Popen(command, start_new_session=True, cwd=ROOT, stderr=subprocess.PIPE)
+    options = {"start_new_session": True, "cwd": ROOT, "stderr": subprocess.PIPE}
+    # A shell's job in the background ignores Ctrl-C, and what it starts would, too.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, **options)
 
 
 def begins(out: Path, section: str) -> bool:
