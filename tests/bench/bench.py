@@ -143,7 +143,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one run of small sizes, for trying")
     options = parser.parse_args(arguments)
     options.runs = 1 if options.quick else options.runs
-    options.out, options.skipped = options.out.resolve(), []
+    options.out, options.clips = options.out.resolve(), options.clips.resolve()
+    options.skipped = []
     return options
 
 

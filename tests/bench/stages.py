@@ -176,6 +176,7 @@ def judge(stage: Stage, runs: list[dict[str, dict]]) -> list[dict]:
         middle = float(np.median(figures))
         row = {"stage": stage.name, "title": stage.title, "over": rule.over, "under": rule.under}
         row |= {"median": middle, "lowest": min(figures), "highest": max(figures)}
+        row["runs"] = figures
         row |= {"cpu": float(np.median(on_cpu)), "unit": "s" if rule.minus else "x"}
         row |= {"least": rule.least, "most": rule.most, "room": rule.room(middle)}
         row["mb"] = {way: max(run[way]["mb"] for run in runs) for way in (rule.over, rule.under)}

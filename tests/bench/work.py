@@ -47,10 +47,9 @@ def check_copies(work: Work) -> None:
         assert np.array_equal(a, b), f"{copy}: does not sound like {path}"
 
 
-def same_width(log_mels: list[np.ndarray]) -> np.ndarray:
-    "Stack log-mels of different lengths, silence after the shorter ones."
-    width = max(x.shape[1] for x in log_mels)
-    padding = [((0, 0), (0, width - x.shape[1])) for x in log_mels]
+def same_width(log_mels: list[np.ndarray], frames: int = 1292) -> np.ndarray:
+    "Stack log-mels of up to 30 s, silence after the shorter ones."
+    padding = [((0, 0), (0, frames - x.shape[1])) for x in log_mels]
     pairs = zip(log_mels, padding, strict=True)
     return np.stack([np.pad(x, pad, constant_values=-1) for x, pad in pairs])
 
