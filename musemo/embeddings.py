@@ -141,7 +141,7 @@ def check_features(features: np.ndarray, count: int) -> np.ndarray:
         )
     return features
 
-# %% ../nbs/06_gan_quality.ipynb #495a04ea
+# %% ../nbs/06_gan_quality.ipynb #7b70dc50
 def load_ears(
     name: str,  # local folder or hub name of an audio model with its feature extractor
 ) -> tuple:  # model, feature extractor
@@ -153,7 +153,7 @@ def load_ears(
     import transformers  # takes seconds, and only these judges need it
 
     try:
-        safe = {"trust_remote_code": False}  # None would ask in a terminal, and run what a hub says
+        safe = {"trust_remote_code": False}  # None would offer to run a model's own code
         extractor = transformers.AutoFeatureExtractor.from_pretrained(name, **safe)
         model, info = transformers.AutoModel.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, **safe

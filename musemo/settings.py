@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-# %% ../nbs/02_config.ipynb #4eb2c625
+# %% ../nbs/02_config.ipynb #2d4899ac
 def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     "Declare a field of the configuration with its unit, meaning, source and bounds."
     return Field(
@@ -20,7 +20,9 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
 
 
 # A run tells its configuration to everybody who opens its pages.
-_SECRET = re.compile(r"hf_\w{20,}|:/+[^/\s]+@|(token|key|secret|password)=", re.IGNORECASE)
+_SECRET = re.compile(
+    r"hf_\w{20,}|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
+)
 
 
 class Section(BaseModel):

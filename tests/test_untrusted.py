@@ -343,6 +343,11 @@ def test_a_configuration_holds_no_secret_and_does_not_repeat_one(field):
         assert all(part not in str(caught.value) for part in (token, "passw0rd", "abc"))
 
 
+@pytest.mark.parametrize("path", ["C:/me@home/deam", "/music/key=C/songs", "/a:b@c", "me@b/token"])
+def test_paths_that_only_look_odd_are_taken(path):
+    assert make_config("smoke", {"data.path": path}).data.path == path
+
+
 @pytest.mark.parametrize(
     "value",
     ['__import__("os").mkdir("{0}")', "$(mkdir {0})", "`mkdir {0}`", "{{{{7*7}}}}; mkdir {0}"],

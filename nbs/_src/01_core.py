@@ -278,7 +278,7 @@ class Run:
 
 # %% [markdown]
 # The round trip is exact, a failed write leaves the old file, and a file that is missing or was
-# copied in part says what to do.
+# copied in part says what to do. No name, whoever made it up, leads out of the run.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -289,6 +289,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_fail(lambda: run.save("b.json", {"x": 2}), contains="units")
     test_eq(run.load("b.json")["x"], 1)
     test_fail(lambda: run.load("c.csv"), contains="c.csv is missing")
+    test_fail(lambda: run.save("../e.json", {"units": {}}), contains="leads out of")
     test_eq(sorted(p.name for p in Path(folder).iterdir()), ["a.npy", "b.json"])
     weights = run.save("d.safetensors", {"w": torch.ones(9)})
     for path in (weights, run.path("a.npy"), run.path("b.json")):

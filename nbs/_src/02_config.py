@@ -106,7 +106,9 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
 
 
 # A run tells its configuration to everybody who opens its pages.
-_SECRET = re.compile(r"hf_\w{20,}|:/+[^/\s]+@|(token|key|secret|password)=", re.IGNORECASE)
+_SECRET = re.compile(
+    r"hf_\w{20,}|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
+)
 
 
 class Section(BaseModel):

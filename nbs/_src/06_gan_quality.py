@@ -679,7 +679,7 @@ def load_ears(
     import transformers  # takes seconds, and only these judges need it
 
     try:
-        safe = {"trust_remote_code": False}  # None would ask in a terminal, and run what a hub says
+        safe = {"trust_remote_code": False}  # None would offer to run a model's own code
         extractor = transformers.AutoFeatureExtractor.from_pretrained(name, **safe)
         model, info = transformers.AutoModel.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, **safe
