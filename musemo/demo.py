@@ -32,7 +32,7 @@ from joblib import cpu_count, delayed
 from musemo.core import MusemoError
 from musemo.jobs import run_jobs
 
-VERSION = 1  # to be raised when a seed would sound or be labelled differently
+VERSION = 2  # to be raised when a seed would sound or be labelled differently
 RATE = 44_100  # Hz, as DEAM's clips
 GAIN = 1.6  # the same for every piece, so that soft pieces stay soft; no peak reaches 1
 AUDIO = "DEAM_audio/MEMD_audio"
@@ -248,7 +248,7 @@ def write_tables(folder: Path, *, songs: int, seconds: float, seed: int) -> None
     """Write labels (1-9) and, twice a second from 15 s or half way, annotations in [-1, 1]."""
     ids = np.arange(1, songs + 1)
     ratings = np.stack([rate(draw_cues(seed, k), seed, k) for k in ids])  # (songs, 10, 2)
-    labels = np.stack([ratings.mean(axis=1), ratings.std(axis=1)], axis=2)  # (songs, 2, 2)
+    labels = np.stack([ratings.mean(axis=1), ratings.std(axis=1, ddof=1)], axis=2)  # (songs, 2, 2)
     times = np.arange(15.0 if seconds > 16 else seconds // 2, seconds, 0.5)
     header = ",".join(["song_id", *(f"sample_{round(1000 * time)}ms" for time in times)])
     wander = np.random.default_rng([seed, 0, 3]).normal(0, 0.015, (songs, 2, len(times)))

@@ -53,14 +53,15 @@ def plot_shifts(
     axes.set(xlabel="valence [-1, 1]", ylabel="arousal [-1, 1]", aspect="equal")
     axes.legend(loc="upper left")
 
-# %% ../nbs/12_evaluation.ipynb #ceaaa489
+# %% ../nbs/12_evaluation.ipynb #89edf652
 def plot_errors(axes: plt.Axes, error: np.ndarray, floor: np.ndarray, *, title: str) -> None:
     "Draw the histogram of predicted minus rated, (N,), with the mean predictor's as outline."
-    bins = np.linspace(-1, 1, 21)
+    most = max(1.0, *np.abs(error), *np.abs(floor))
+    bins = np.linspace(-most, most, 21)
     axes.hist(error, bins=bins, color=COLORS["model"], label="this model")
     axes.hist(floor, bins=bins, histtype="step", linewidth=1.5, color=COLORS["floor"], label="mean")
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel="predicted - rated [-1, 1]", ylabel="test songs (count)")
+    axes.set(title=title, xlabel="predicted - rated, on [-1, 1]", ylabel="test songs (count)")
     axes.legend(loc="upper left")
 
 

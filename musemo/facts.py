@@ -15,7 +15,7 @@ from musemo.pages import count
 from musemo.presets import flatten, make_config
 from musemo.quality_record import explain_quality
 from musemo.score_parts import join_parts, place_part
-from musemo.verdict import AXES, RIVALS, say_folds
+from musemo.verdict import AXES, RIVALS, load_folds, say_folds
 
 
 def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
@@ -25,7 +25,9 @@ def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
         with _of_this_version(f"{run.folder}: section {section}", f"--from {int(section[:2])}"):
             facts[part] = read(run, config) if section in done else None
     with _of_this_version(run.path("folds.json"), "musemo evaluate, where it is deleted"):
-        facts["folds"] = read_folds(run.load("folds.json")) if run.has("folds.json") else None
+        found = load_folds(run, config)
+        facts["folds"] = read_folds(found) if found else None
+        facts["old_folds"] = found is None and run.has("folds.json")
     return facts
 
 
@@ -169,10 +171,9 @@ def warn(config: Config, facts: dict) -> list[str]:
     for part, find in _WARNINGS.items():
         if facts[part]:
             told += find(facts[part])
-    folds, data = facts["folds"], facts["data"]
-    if folds and data and folds["songs"] != data["songs"]:
+    if facts["old_folds"]:
         told.append(
-            f"The folds judged {count(folds['songs'], 'song')}, and this run has {data['songs']}: "
+            "Repeated folds were measured with other songs or settings, and are not shown: "
             "musemo evaluate measures them again."
         )
     return told

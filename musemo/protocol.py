@@ -1,6 +1,5 @@
 """Repeated folds: each fold is a run of its own, judged on songs that nothing in it has seen."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from musemo.verdict import (
     RIVALS,
     compare_arms,
     deal_folds,
+    folds_key,
     folds_tables,
     leakage_table,
     noise_ceiling,
@@ -50,9 +50,7 @@ def fold_config(config: Config, seed: int, fold: int) -> Config:
 
 def fold_folder(run: Run, config: Config, seed: int, fold: int, folds: int) -> Path:
     "Say where a fold lies: other songs or settings have other folders, so nothing stale is read."
-    about = config.model_dump_json() + run.path("songs.csv").read_text()
-    key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
-    return run.path(f"folds/{key}/{folds}-seed{seed}-fold{fold}")
+    return run.path(f"folds/{folds_key(run, config)}/{folds}-seed{seed}-fold{fold}")
 
 
 def make_run(folder: Path, songs: pd.DataFrame, log_mel: Path) -> Run:
@@ -63,7 +61,9 @@ def make_run(folder: Path, songs: pd.DataFrame, log_mel: Path) -> Run:
         try:
             os.link(log_mel, run.path("logmel.npy"))
         except OSError:  # another disk, or one without links
-            shutil.copyfile(log_mel, run.path("logmel.npy"))
+            part = run.path("logmel.npy.part")
+            shutil.copyfile(log_mel, part)
+            os.replace(part, run.path("logmel.npy"))
     return run
 
 
@@ -174,7 +174,7 @@ def read_answers(
 def read_leakage(run: Run, config: Config, places: tuple[int, int], answers: dict) -> list[dict]:
     "Score what leaks; answers: who answers -> (N, 2) of each seed, and `rated`."
     if "augmented" not in answers:
-        return []
+        return []  # not yet: the arms of generated songs come later
     (folds, seeds), rated, others = places, answers["rated"], {}
     honest, mixed = [(rated, x) for x in answers["augmented"]], []
     for seed in range(seeds):
@@ -200,20 +200,22 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
     names = [*RIVALS, *arms]
     answers = {name: read_answers(run, config, name, songs, folds, seeds) for name in names}
     options = {"draws": DRAWS, "rng": rng_for(config.seed, "verdict")}
-    scores = score_folds(rated, answers, **options).reset_index()
+    scores, redrawn = score_folds(rated, answers, songs["group"], **options)
     pairs = [("model", rival) for rival in RIVALS]
     pairs += [(arm, "model") for arm in arms if arm != "model"]
     pairs += [("leaky", "augmented")] if "leaky" in arms else []
+    rows = scores.reset_index()
     record = {
+        "key": folds_key(run, config),
         "songs": len(songs),
         "folds": folds,
         "seeds": seeds,
         "recipe": config.training.recipe,
         "generator": fold_config(config, 0, 0).generators[0],
-        "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
+        "scores": rows.astype(object).where(rows.notna(), None).to_dict("records"),
         "gains": [
             {"who": one, "over": other}
-            | compare_arms(rated, answers[one], answers[other], **options)
+            | compare_arms(scores, redrawn, one, other, songs=len(songs))
             for one, other in pairs
         ],
         "leakage": read_leakage(run, config, (folds, seeds), answers | {"rated": rated}),
@@ -221,8 +223,8 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
         "units": {
             "mae, rmse": "on [-1, 1]; times 4 on 1-9",
             "r2, ccc, r": "1 is perfect; mean over seeds, each over all songs",
-            "r2_seeds": "standard deviation over seeds",
-            "interval": "95 %, songs redrawn with replacement",
+            "r2_seeds": "standard deviation over seeds; null: one seed tells none",
+            "interval": "95 %, songs redrawn with replacement, those of an artist together",
         },
     }
     run.save("folds.json", record)
@@ -240,6 +242,29 @@ def working_folds(config: Config, out: Path) -> Iterator[tuple[Run, Config]]:
         yield run, config
 
 
+def check_folds(run: Run, config: Config, *, folds: int, seeds: int, arms: list[str]) -> None:
+    "Raise MusemoError for what would fail only after hours."
+    songs, least = run.load("songs.csv"), 2 + needs_validation(config)
+    most = songs["group"][songs["status"] == "ok"].nunique()
+    if not least <= folds <= most or seeds < 1:
+        why = ", one of them to stop by," if least > 2 else ""
+        raise MusemoError(
+            f"--folds {folds} --seeds {seeds}: needed are {least} folds{why} or more, at most "
+            f"{most} (songs, those of an artist counted once), and 1 seed or more"
+        )
+    if "leaky" in arms and "augmented" not in arms:
+        raise MusemoError(
+            "--leakage with --no-generated: leakage is measured on a model with generated songs; "
+            "leave --no-generated out"
+        )
+    weight = config.small.synthetic_weight
+    if "generated" in arms and config.training.recipe == "small" and not weight:
+        raise MusemoError(
+            "small.synthetic_weight = 0: generated songs would teach nothing; raise it, or "
+            "evaluate with --no-generated"
+        )
+
+
 def evaluate_folds(
     run: Run,  # with songs.csv and logmel.npy
     config: Config,
@@ -250,8 +275,7 @@ def evaluate_folds(
     workers: int = 0,  # processes; 0: one for each core on a CPU, one on a GPU
 ) -> dict:  # the content of folds.json
     "Train and judge each arm on each fold of each seed; goes on where it was cut off."
-    if folds < 2 or seeds < 1:
-        raise MusemoError(f"--folds {folds} --seeds {seeds}: needed are 2 folds and 1 seed or more")
+    check_folds(run, config, folds=folds, seeds=seeds, arms=arms)
     on_cpu = pick_device(config.device).type == "cpu"
     workers = workers or (os.cpu_count() if on_cpu else 1)
     threads = max(1, os.cpu_count() // workers)

@@ -84,7 +84,7 @@ def test_what_is_not_defined_is_missing_and_not_zero():
 def test_rivals_are_redrawn_together():
     rng = np.random.default_rng(2)
     y, p = rng.uniform(-1, 1, (20, 2)), rng.uniform(-1, 1, (20, 2))
-    drawn = redraw_songs(y, {"a": p, "b": p.copy()}, draws=30, rng=rng)
+    drawn = redraw_songs(y, {"a": p, "b": p.copy()}, range(20), draws=30, rng=rng)
     assert np.array_equal(drawn["a"]["r2"], drawn["b"]["r2"])
     assert drawn["a"]["r2"].shape == (30, 2) and drawn["a"]["r2"].std() > 0
 

@@ -11,7 +11,15 @@ from musemo.cli import app
 from musemo.core import MusemoError, Run, load_part
 from musemo.presets import make_config
 from musemo.protocol import evaluate_folds, fold_config, make_fold, make_generated, read_fold
-from musemo.verdict import compare_arms, deal_folds, folds_tables, noise_ceiling
+from musemo.verdict import (
+    RIVALS,
+    compare_arms,
+    deal_folds,
+    folds_tables,
+    load_folds,
+    noise_ceiling,
+    score_folds,
+)
 from tests.test_small import SMALL, made_songs
 
 TINY = SMALL | {"flow.steps": 3, "flow.draw_steps": 2, "synthesis.songs": 6, "gan.samples": 8}
@@ -95,7 +103,7 @@ def test_folds_are_judged_kept_and_summed_up(tmp_path, monkeypatch):
     record = evaluate_folds(run, config, arms=arms, **options)
     text = run.path("folds.json").read_text()
     assert json.loads(text) == record
-    assert len(record["scores"]) == 2 * (4 + len(arms))
+    assert len(record["scores"]) == 2 * (len(RIVALS) + len(arms))
     pairs = {(gain["who"], gain["over"]) for gain in record["gains"]}
     assert {("model", "both"), ("augmented", "model"), ("leaky", "augmented")} <= pairs
     figures, gains, words = folds_tables(record)
@@ -124,15 +132,16 @@ def test_a_verdict_needs_an_interval_off_zero():
     rng = np.random.default_rng(0)
     rated = rng.uniform(-1, 1, (120, 2))
     good, bad = (rated + rng.normal(0, s, rated.shape) for s in (0.2, 0.5))
-    options = {"draws": 200, "rng": rng}
-    for one, other, verdict in ((good, bad, "helps"), (bad, good, "does not help")):
-        told = compare_arms(rated, [one], [other], **options)
-        assert {told[axis]["verdict"] for axis in told} == {verdict}
-    told = compare_arms(rated, [good], [good + 1e-9], **options)
-    assert told["valence"]["verdict"] == "cannot be told" or told["valence"]["r2_gain"] < 1e-6
-    assert compare_arms(rated[:3], [good[:3]], [bad[:3]], **options)["valence"]["verdict"] == (
-        "cannot be told"
-    )
+    arms = {"good": [good], "bad": [bad], "same": [good.copy()]}
+
+    def verdicts(one, other, songs=120):
+        some = {name: [p[:songs] for p in seeds] for name, seeds in arms.items()}
+        found = score_folds(rated[:songs], some, range(songs), draws=200, rng=rng)
+        told = compare_arms(*found, one, other, songs=songs)
+        return {told[axis]["verdict"] for axis in told}
+
+    assert verdicts("good", "bad") == {"helps"} and verdicts("bad", "good") == {"does not help"}
+    assert verdicts("good", "same") == verdicts("good", "bad", songs=3) == {"cannot be told"}
 
 
 def test_the_ceiling_falls_with_the_raters_disagreement():
@@ -143,9 +152,33 @@ def test_the_ceiling_falls_with_the_raters_disagreement():
 
 
 def test_too_few_folds_are_refused(tmp_path):
-    run = write_run(tmp_path)
-    with pytest.raises(MusemoError, match="2 folds and 1 seed"):
-        evaluate_folds(run, config_of(), folds=1, seeds=1, arms=["model"])
+    run, one = write_run(tmp_path), {"seeds": 1, "arms": ["model"]}
+    with pytest.raises(MusemoError, match="needed are 2 folds or more, at most 10"):
+        evaluate_folds(run, config_of(), folds=1, **one)
+    with pytest.raises(MusemoError, match="at most 10 .*an artist"):
+        evaluate_folds(run, config_of(), folds=11, **one)
+    for change in ({"training__recipe": "spec"}, {"small__thaw": True}):
+        with pytest.raises(MusemoError, match="needed are 3 folds, one of them to stop by"):
+            evaluate_folds(run, config_of(**change), folds=2, **one)
+
+
+def test_arms_that_cannot_be_judged_are_refused_at_once(tmp_path):
+    run, size = write_run(tmp_path), {"folds": 2, "seeds": 1}
+    with pytest.raises(MusemoError, match="leave --no-generated out"):
+        evaluate_folds(run, config_of(), arms=["model", "leaky"], **size)
+    config = config_of(small__synthetic_weight=0)
+    with pytest.raises(MusemoError, match="synthetic_weight = 0"):
+        evaluate_folds(run, config, arms=["model", "augmented", "generated"], **size)
+    assert not run.path("folds").exists()
+
+
+def test_folds_are_known_by_songs_and_settings_alone(tmp_path):
+    run, config = write_run(tmp_path), config_of()
+    evaluate_folds(run, config, folds=2, seeds=1, arms=["model"], workers=1)
+    assert load_folds(run, config_of(data__workers=1, data__cache="elsewhere"))
+    assert load_folds(run, config_of(small__trees=11)) is None
+    run.save("songs.csv", run.load("songs.csv").assign(valence=0.5))
+    assert load_folds(run, config) is None
 
 
 def test_the_command_judges_and_shows(tmp_path, monkeypatch):

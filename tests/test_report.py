@@ -25,6 +25,7 @@ from musemo.presets import make_config, save_config
 from musemo.records import load_config, load_record
 from musemo.report import write_report
 from musemo.sections import SECTIONS
+from musemo.verdict import RIVALS, folds_key
 
 FOLDS = {
     "songs": 16,
@@ -36,7 +37,7 @@ FOLDS = {
         {"axis": axis, "who": who, "r2": 0.5, "r2_seeds": 0.01, "r2_interval": [0.4, 0.6]}
         | {"ccc": 0.6, "mae": 0.1, "rmse": 0.2, "r": 0.7, "seeds": 1}
         for axis in ("valence", "arousal")
-        for who in ("mean", "ridge", "boosting", "both", "model", "augmented")
+        for who in (*RIVALS, "model", "augmented")
     ],
     "gains": [
         {
@@ -95,13 +96,16 @@ def test_a_page_names_the_command_that_has_its_configuration(smoke_run, tmp_path
 
 def test_folds_give_the_verdict(copy):
     assert "musemo evaluate --preset smoke" in index_of(copy)
-    copy.save("folds.json", FOLDS)
+    folds = FOLDS | {"key": folds_key(copy, load_config(copy))}
+    copy.save("folds.json", folds)
     page = index_of(copy)
     assert "valence: helps" in page and "arousal: cannot be told" in page
     assert "not measured" not in page and "this model, real and generated songs" in page
-    copy.save("folds.json", FOLDS | {"gains": [], "songs": 99})
+    copy.save("folds.json", folds | {"gains": []})
+    assert "judged with real songs alone" in index_of(copy)
+    copy.save("folds.json", folds | {"key": "of other songs"})
     page = index_of(copy)
-    assert "judged with real songs alone" in page and "judged 99 songs" in page
+    assert "measured with other songs or settings" in page and "not measured" in page
 
 
 def test_names_are_escaped(copy):
@@ -145,7 +149,9 @@ def test_an_artifact_of_another_version_is_one_clear_error(copy):
 
 
 def test_folds_of_another_version_are_one_clear_error(copy):
-    copy.save("folds.json", {key: part for key, part in FOLDS.items() if key != "ceiling"})
+    folds = FOLDS | {"key": folds_key(copy, load_config(copy))}
+    del folds["ceiling"]
+    copy.save("folds.json", folds)
     with pytest.raises(MusemoError, match="folds.json: left by another version.*musemo evaluate"):
         index_of(copy)
 
@@ -209,7 +215,7 @@ def test_runs_stand_side_by_side(smoke_run, small_config, copy, tmp_path):
     tree = small_config.model_dump(mode="json")
     tree["training"]["patience"] = 7
     copy.save("config.json", tree | {"units": {"a": "b"}})
-    copy.save("folds.json", FOLDS)
+    copy.save("folds.json", FOLDS | {"key": folds_key(copy, load_config(copy))})
     run = Run(tmp_path / "new")
     save_config(run, small_config)
     page = compare_runs([smoke_run, copy.folder, run.folder], tmp_path / "pages/x.html").read_text()

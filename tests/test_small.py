@@ -31,7 +31,7 @@ def made_songs(count, seed=0):
     pulse = np.sign(np.sin(speed * np.arange(128)))
     log_mel = 0.4 * labels[:, 1:, None] + 0.2 * pulse + rng.normal(0, 0.1, (count, 128, 128))
     songs = pd.DataFrame(labels, columns=["valence", "arousal"]).assign(frames=128)
-    songs["song_id"] = songs["row"] = np.arange(count)
+    songs["song_id"] = songs["row"] = songs["group"] = np.arange(count)
     return songs, np.clip(log_mel, -1, 1).astype(np.float16)
 
 

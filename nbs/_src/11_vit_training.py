@@ -1235,7 +1235,15 @@ def train_model(
     seed: int,
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
-    "Build and train a model by the configuration's recipe; raises MusemoError without weights."
+    "Build and train a model by its recipe, with half the batch if need be; raises MusemoError."
+    work = partial(_train_once, data, seed=seed, folder=folder)
+    part = "small" if config.training.recipe == "small" else "dataset"
+    return with_half_batch(lambda half: work(config=half), config, part)
+
+
+def _train_once(
+    data: dict[str, WindowDataset], config: Config, *, seed: int, folder: Path | None
+) -> tuple[EmotionViT, dict]:
     accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
     try:
@@ -1263,8 +1271,7 @@ def train_model(
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
-    work = partial(train_model, data, seed=config.seed, folder=run.folder)
-    model, record = with_half_batch(lambda half: work(config=half), config, "dataset")
+    model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
     judged = make_loader(replace(data["val"], mean=model.mean, std=model.std), config)
     accelerator = open_accelerator(config)

@@ -16,6 +16,7 @@
 # %%
 #| export metrics
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ import torch
 # %%
 #| hide
 import json
+import tempfile
+from pathlib import Path
 
 import transformers
 from fastcore.test import test_close, test_eq
@@ -92,22 +95,44 @@ test_eq([bool(np.isnan(score_columns(rated[:1], rated[:1])[k][0])) for k in ("ma
 #
 # Songs are drawn again with replacement, and the middle 95 % of the metric is its interval. It
 # tells what other test songs might have given; another seed or another split would add to it.
-# Rivals are drawn together, so their difference has an interval of its own.
+# Songs of one artist are drawn together, for they are alike; rivals too, so that their difference
+# has an interval of its own.
 
 # %%
 #| export metrics
 LEAST_SONGS = 5  # with fewer, redrawing says nothing
 
 
+def draw_rows(
+    groups: Sequence,  # (N,) of the songs
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> np.ndarray:  # (N, draws) songs' places
+    "Draw groups with replacement until there are as many songs as before; the last may be cut."
+    _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sizes = np.bincount(group)
+    if len(sizes) == len(group):
+        return rng.integers(0, len(group), (len(group), draws))
+    members = np.split(np.argsort(group, kind="stable"), sizes.cumsum()[:-1])
+    rows = np.empty((len(group), draws), dtype=int)
+    for i in range(draws):
+        drawn = rng.integers(0, len(sizes), len(group))
+        enough = np.searchsorted(sizes[drawn].cumsum(), len(group)) + 1
+        rows[:, i] = np.concatenate([members[k] for k in drawn[:enough]])[: len(group)]
+    return rows
+
+
 def redraw_songs(
     rated: np.ndarray,  # (N, 2)
     predictions: dict[str, np.ndarray],  # name -> (N, 2)
+    groups: Sequence,  # (N,) songs of one group are drawn together
     *,
     draws: int,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, np.ndarray]]:  # name -> metric -> (draws, 2)
     "Score bootstrap samples of the songs, the same songs for everyone."
-    rows = rng.integers(0, len(rated), (len(rated), draws))
+    rows = draw_rows(groups, draws=draws, rng=rng)
     return {
         name: {
             metric: values.reshape(draws, 2)
@@ -134,10 +159,21 @@ def interval_95(
 rng = np.random.default_rng(0)
 rated = rng.uniform(-1, 1, (400, 2))
 noisy = rated + rng.normal(0, 0.5, (400, 2))
-drawn = redraw_songs(rated, {"model": noisy}, draws=200, rng=rng)["model"]["rmse"]
+drawn = redraw_songs(rated, {"model": noisy}, range(400), draws=200, rng=rng)["model"]["rmse"]
 low, high = interval_95(drawn[:, 0], 400)
 assert low < 0.5 < high and high - low < 0.1
 test_eq(interval_95(drawn[:, 0], 2), None)
+
+# %% [markdown]
+# If ten songs of an artist err alike, 400 songs know no more than 40: the interval is wider.
+
+# %%
+artists, alike = np.arange(400) // 10, rated + np.repeat(rng.normal(0, 0.5, (40, 2)), 10, axis=0)
+widths = []
+for groups in (range(400), artists):
+    drawn = redraw_songs(rated, {"model": alike}, groups, draws=200, rng=rng)["model"]["rmse"]
+    widths.append(np.ptp(interval_95(drawn[:, 0], 400)))
+assert widths[1] > 2 * widths[0]
 
 # %% [markdown]
 # ## Many splits, one verdict
@@ -150,9 +186,14 @@ test_eq(interval_95(drawn[:, 0], 2), None)
 
 # %%
 #| export verdict
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
+from musemo.config import Config
+from musemo.core import Run
 from musemo.metrics import interval_95, redraw_songs, score_columns
 
 
@@ -174,6 +215,35 @@ def deal_folds(
     return fold_of[members]
 
 
+# %% [markdown]
+# What folds found holds for their songs and settings. A run that was made again with others keeps
+# the file, but shows nothing of it.
+
+# %%
+#| export verdict
+_NO_MATTER = {"checkpoint": True, "data": {"path", "workers", "backend", "cache"}}
+
+
+def folds_key(run: Run, config: Config) -> str:
+    "Mark the songs and settings that folds are made of."
+    about = config.model_dump_json(exclude=_NO_MATTER) + run.path("songs.csv").read_text()
+    return hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
+
+
+def load_folds(run: Run, config: Config) -> dict | None:  # None: none of these songs and settings
+    "Read what `musemo evaluate` found on this run."
+    found = run.load("folds.json") if run.has("folds.json") else None
+    return found if found and found["key"] == folds_key(run, config) else None
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    folded, smoke = Run(Path(folder)), make_config("smoke")
+    folded.path("songs.csv").write_text("song_id\n1\n")
+    folded.save("folds.json", {"key": folds_key(folded, smoke), "units": {"key": "-"}})
+    assert load_folds(folded, make_config("smoke", {"data.workers": 1}))
+    test_eq(load_folds(folded, make_config("smoke", {"small.trees": 11})), None)
+
 # %%
 fold = deal_folds(list("aaabbcdefg"), 3, np.random.default_rng(0))
 test_eq(len(set(fold[:3])), 1)
@@ -190,47 +260,43 @@ test_eq(sorted(np.bincount(fold)), [3, 3, 4])
 def score_folds(
     rated: np.ndarray,  # (N, 2)
     arms: dict[str, list[np.ndarray]],  # who answers -> predictions (N, 2) of each seed
+    groups: Sequence,  # (N,) of the songs
     *,
     draws: int,
     rng: np.random.Generator,
-) -> pd.DataFrame:  # a row for each of valence and arousal and who answers
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:  # a row for axis and who; redrawn R2 (draws, 2)
     "Score everyone over all folds and seeds."
     flat = {(name, i): p for name, seeds in arms.items() for i, p in enumerate(seeds)}
-    drawn = redraw_songs(rated, flat, draws=draws, rng=rng)
-    rows = []
+    drawn = redraw_songs(rated, flat, groups, draws=draws, rng=rng)
+    rows, redrawn = [], {}
     for name, seeds in arms.items():
         scores = [score_columns(rated, p) for p in seeds]
-        r2 = np.mean([drawn[name, i]["r2"] for i in range(len(seeds))], axis=0)  # (draws, 2)
+        redrawn[name] = np.mean([drawn[name, i]["r2"] for i in range(len(seeds))], axis=0)
         for i, axis in enumerate(("valence", "arousal")):
             values = {k: [float(one[k][i]) for one in scores] for k in scores[0]}
             row = {k: float(np.mean(v)) for k, v in values.items()}
-            row |= {"r2_seeds": float(np.std(values["r2"])), "seeds": len(seeds)}
-            row["r2_interval"] = interval_95(r2[:, i], len(rated))
+            spread = float(np.std(values["r2"], ddof=1)) if len(seeds) > 1 else None
+            row |= {"r2_seeds": spread, "seeds": len(seeds)}
+            row["r2_interval"] = interval_95(redrawn[name][:, i], len(rated))
             rows.append({"axis": axis, "who": name} | row)
-    return pd.DataFrame(rows).set_index(["axis", "who"])
+    return pd.DataFrame(rows).set_index(["axis", "who"]), redrawn
 
 
 def compare_arms(
-    rated: np.ndarray,  # (N, 2)
-    one: list[np.ndarray],  # predictions (N, 2) of each seed
-    other: list[np.ndarray],
+    scores: pd.DataFrame,  # from score_folds
+    redrawn: dict[str, np.ndarray],  # from score_folds
+    one: str,
+    other: str,
     *,
-    draws: int,
-    rng: np.random.Generator,
+    songs: int,  # that were judged
 ) -> dict[str, dict]:  # valence, arousal -> by how much R2 is higher, its interval, a verdict
     "Compare two rivals on the same songs; the verdict is the interval's."
-    flat = {(0, i): p for i, p in enumerate(one)} | {(1, i): p for i, p in enumerate(other)}
-    drawn = redraw_songs(rated, flat, draws=draws, rng=rng)
-    means = [
-        np.mean([drawn[key]["r2"] for key in flat if key[0] == side], axis=0) for side in (0, 1)
-    ]
     record = {}
     for i, axis in enumerate(("valence", "arousal")):
-        points = [np.mean([score_columns(rated, p)["r2"][i] for p in x]) for x in (one, other)]
-        ends = interval_95((means[0] - means[1])[:, i], len(rated))
+        ends = interval_95((redrawn[one] - redrawn[other])[:, i], songs)
         low, high = ends or (-1, 1)
         verdict = "helps" if low > 0 else "does not help" if high < 0 else "cannot be told"
-        gain = float(points[0] - points[1])
+        gain = float(scores.loc[(axis, one), "r2"] - scores.loc[(axis, other), "r2"])
         record[axis] = {"r2_gain": gain, "interval": ends, "verdict": verdict}
     return record
 
@@ -242,11 +308,12 @@ def compare_arms(
 # %%
 rated = rng.uniform(-1, 1, (300, 2))
 good, worse = ([rated + rng.normal(0, s, rated.shape) for _ in range(3)] for s in (0.3, 0.4))
-told = compare_arms(rated, good, worse, draws=200, rng=np.random.default_rng(0))
+arms = {"model": good, "ridge": worse, "augmented": worse, "all": [rated]}
+folds, redrawn = score_folds(rated, arms, range(300), draws=200, rng=np.random.default_rng(0))
+told = compare_arms(folds, redrawn, "model", "ridge", songs=300)
 test_eq({axis: told[axis]["verdict"] for axis in told}, dict.fromkeys(told, "helps"))
-told = compare_arms(rated, good, good, draws=200, rng=np.random.default_rng(0))
+told = compare_arms(folds, redrawn, "model", "model", songs=300)
 test_eq((told["valence"]["verdict"], told["valence"]["r2_gain"]), ("cannot be told", 0))
-folds = score_folds(rated, {"good": good, "all": [rated]}, draws=50, rng=np.random.default_rng(0))
 test_close(folds.loc[("arousal", "all"), "r2"], 1, eps=1e-9)
 folds.round(3)
 
@@ -262,6 +329,7 @@ RIVALS = {
     "ridge": "ridge on statistics",
     "boosting": "boosted trees on statistics",
     "both": "mean of ridge and boosted trees",
+    "features": "the same with rhythm and harmony",
 }
 ARMS = {
     "model": "this model, real songs",
@@ -286,7 +354,7 @@ def folds_tables(
     names = {"r2": "R2", "r2_seeds": "R2 over seeds, +-", "ccc": "CCC", "mae": "MAE"}
     names |= {"rmse": "RMSE", "r": "r"}
     shown = figures.set_index(["axis", "who"])[[*names, "R2, 95 %"]].rename(columns=names)
-    numbers = shown.select_dtypes("number").columns
+    numbers = list(names.values())
     shown[numbers] = shown[numbers].astype(float).round(3)
     gains = [
         {
@@ -326,9 +394,8 @@ def say_folds(record: dict) -> str:
 
 
 # %%
-made = {"model": good, "augmented": worse, "ridge": worse}
-table = score_folds(rated, made, draws=20, rng=np.random.default_rng(0)).reset_index()
-gain = compare_arms(rated, worse, good, draws=50, rng=np.random.default_rng(0))
+table = folds.drop("all", level="who").reset_index()
+gain = compare_arms(folds, redrawn, "augmented", "model", songs=300)
 example = {"songs": 300, "folds": 5, "seeds": 3, "recipe": "small", "generator": "flow"}
 example |= {"scores": table.to_dict("records"), "ceiling": dict.fromkeys(AXES, {"r2": None})}
 example["gains"] = [{"who": "augmented", "over": "model"} | gain]
@@ -710,6 +777,8 @@ assert "4 validation songs are too few" in say_intervals(told)
 
 # %%
 #| export
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import torch
@@ -727,7 +796,13 @@ from musemo.intervals import (
 )
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
 from musemo.verdict import RIVALS
-from musemo.descriptors import band_statistics
+from musemo.descriptors import (
+    band_statistics,
+    harmony_statistics,
+    pitch_classes,
+    rhythm_statistics,
+    tempo_lags,
+)
 from musemo.readout import boosted_trees, ridge_regression
 from musemo.vit import EmotionViT, predict_songs, revive_vit
 
@@ -736,8 +811,9 @@ from musemo.vit import EmotionViT, predict_songs, revive_vit
 # ## The floor and a rival
 #
 # A ridge regression on 192 numbers a song (64 bands: mean, spread, mean absolute step
-# from frame to frame) is what a network has to beat, alone and averaged with boosted trees: on
-# 200 piano pieces they reach R2 .5 for arousal and .1 for valence over five folds.
+# from frame to frame) is what a network has to beat, alone and averaged with boosted trees. The
+# last rival gets rhythm and harmony too, which the recipe `small` reads beside its network: what
+# the model is better than this one, the network adds.
 
 
 # %%
@@ -747,15 +823,34 @@ def song_statistics(
     frames: np.ndarray,  # (N,) valid frames
 ) -> np.ndarray:  # (N, 3 * M / 2)
     "Describe each song by mean, spread and mean absolute step of pairs of mel bands."
-    songs = (np.float32(x[None, None, :, :n]) for x, n in zip(log_mel, frames, strict=True))
-    return np.concatenate([band_statistics(torch.from_numpy(x)).numpy() for x in songs])
+    songs = cut_whole(log_mel, frames)
+    return np.concatenate([band_statistics(song).numpy() for song in songs])
 
 
-def predict_baselines(
-    train: WindowDataset,
-    judged: WindowDataset,
-) -> dict[str, np.ndarray]:  # mean, ridge, boosting, both: (N, 2) on [-1, 1]
-    "Predict songs with the training songs' mean label, a ridge, boosted trees, and their mean."
+def cut_whole(log_mel: np.ndarray, frames: np.ndarray) -> Iterator[torch.Tensor]:
+    "Give each song as a batch of one window, (1, 1, M, its frames)."
+    for x, n in zip(log_mel, frames, strict=True):
+        yield torch.from_numpy(np.float32(x[None, None, :, :n]))
+
+
+def song_features(data: WindowDataset) -> np.ndarray:  # (N, 3 * M / 2 + rhythm and harmony)
+    "Describe each song by all that the recipe `small` reads beside its network."
+    audio, small = data.config.audio, data.config.small
+    lags, classes = tempo_lags(audio, small), pitch_classes(audio, small)
+    decibels = audio.db_max - audio.db_min
+    told = [
+        torch.cat([rhythm_statistics(x, lags), harmony_statistics(x, classes, decibels)], dim=1)
+        for x in cut_whole(data.log_mel, data.frames)
+    ]
+    return np.hstack([song_statistics(data.log_mel, data.frames), torch.cat(told).numpy()])
+
+
+def fit_rivals(
+    known: np.ndarray,  # (N, D) statistics of training songs
+    train: WindowDataset,  # these songs
+    asked: np.ndarray,  # (K, D)
+) -> dict[str, np.ndarray]:  # ridge, boosting: (K, 2)
+    "Predict songs from statistics with a ridge and with boosted trees."
     # Here, not above: predicting a song needs no baseline, and loads a second faster.
     from sklearn import multioutput, pipeline, preprocessing
 
@@ -764,9 +859,23 @@ def predict_baselines(
         "ridge": pipeline.make_pipeline(preprocessing.StandardScaler(), ridge_regression()),
         "boosting": multioutput.MultiOutputRegressor(boosted),
     }
-    known, asked = (song_statistics(part.log_mel, part.frames) for part in (train, judged))
-    answers = {k: x.fit(known, train.labels).predict(asked) for k, x in rivals.items()}
+    return {k: rival.fit(known, train.labels).predict(asked) for k, rival in rivals.items()}
+
+
+def predict_baselines(
+    train: WindowDataset,
+    judged: WindowDataset,
+) -> dict[str, np.ndarray]:  # of RIVALS: (N, 2) on [-1, 1]
+    "Predict songs with the training songs' mean label, a ridge, boosted trees, and means of both."
+    known, asked, bands = (
+        song_features(train),
+        song_features(judged),
+        slice(3 * train.log_mel.shape[1] // 2),
+    )
+    answers = fit_rivals(known[:, bands], train, asked[:, bands])
+    whole = fit_rivals(known, train, asked)
     answers["both"] = (answers["ridge"] + answers["boosting"]) / 2
+    answers["features"] = (whole["ridge"] + whole["boosting"]) / 2
     mean = np.tile(train.labels.mean(axis=0), (len(judged.labels), 1))
     return {"mean": mean} | {k: np.clip(x, -1, 1) for k, x in answers.items()}
 
@@ -808,15 +917,16 @@ def load_vit(run: Run, config: Config) -> EmotionViT:
 # %%
 #| export
 def predict_parts(run: Run, config: Config) -> pd.DataFrame:  # a row a song of val and test
-    "Predict validation and test songs with the model, the mean and the ridge."
+    "Predict validation and test songs with the model, and test songs with its rivals."
     model = load_vit(run, config)
     loaders = build_loaders(run, config, mean=model.mean, std=model.std)
     tables = []
     for split in ("val", "test"):
         data = loaders[split].dataset
-        table = data.songs[["song_id", "split", "valence", "arousal"]].copy()
+        table = data.songs[["song_id", "split", "group", "valence", "arousal"]].copy()
         answers = {"predicted": predict_songs(model, loaders[split])}
-        answers |= predict_baselines(loaders["train"].dataset, data)
+        if split == "test":
+            answers |= predict_baselines(loaders["train"].dataset, data)
         for name, values in answers.items():
             table[[f"valence_{name}", f"arousal_{name}"]] = values.astype(np.float64).round(6)
         tables.append(table)
@@ -835,13 +945,13 @@ def score_predictions(
     *,
     draws: int,  # of the bootstrap
     rng: np.random.Generator,
-) -> dict:  # valence, arousal -> model, mean, ridge -> metrics; and intervals
-    "Score model, mean and ridge on the test songs, with intervals over songs."
+) -> dict:  # valence, arousal -> model, or who of RIVALS -> metrics; and intervals
+    "Score model and rivals on the test songs, with intervals over songs."
     names = {"model": "predicted"} | {name: name for name in RIVALS}
     predictions = {name: pick_columns(test, column) for name, column in names.items()}
     rated = pick_columns(test)
     points = {name: score_columns(rated, values) for name, values in predictions.items()}
-    drawn = redraw_songs(rated, predictions, draws=draws, rng=rng)
+    drawn = redraw_songs(rated, predictions, test["group"], draws=draws, rng=rng)
     record = {}
     for i, axis in enumerate(("valence", "arousal")):
         record[axis] = {
@@ -860,7 +970,7 @@ def score_predictions(
 
 
 # %%
-made = pd.DataFrame({"valence": [-0.5, 0.5], "arousal": [0.1, 0.3]})
+made = pd.DataFrame({"valence": [-0.5, 0.5], "arousal": [0.1, 0.3], "group": ["a", "b"]})
 for name in ("predicted", *RIVALS):
     made[f"valence_{name}"] = made[f"arousal_{name}"] = 0.1
 two = score_predictions(made, draws=20, rng=rng)
@@ -870,8 +980,8 @@ test_eq(two["arousal"]["model_interval"]["r2"], None)
 # %% [markdown]
 # Intervals are learnt from the training songs' raters and calibrated on the validation songs.
 # These have no interval of their own: it would be judged by the errors that set it. The recipe
-# `small` never reads them in training; the recipe `spec` stops by them, so that their errors, and
-# the intervals, come out a little small.
+# `small` never reads them in training; `spec`, which stops by them, and `small.thaw`, which asks
+# them whether to stay, make their errors, and so the intervals, a little small.
 
 # %%
 #| export
@@ -1049,11 +1159,12 @@ def plot_shifts(
 #| export evaluation_plots
 def plot_errors(axes: plt.Axes, error: np.ndarray, floor: np.ndarray, *, title: str) -> None:
     "Draw the histogram of predicted minus rated, (N,), with the mean predictor's as outline."
-    bins = np.linspace(-1, 1, 21)
+    most = max(1.0, *np.abs(error), *np.abs(floor))
+    bins = np.linspace(-most, most, 21)
     axes.hist(error, bins=bins, color=COLORS["model"], label="this model")
     axes.hist(floor, bins=bins, histtype="step", linewidth=1.5, color=COLORS["floor"], label="mean")
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel="predicted - rated [-1, 1]", ylabel="test songs (count)")
+    axes.set(title=title, xlabel="predicted - rated, on [-1, 1]", ylabel="test songs (count)")
     axes.legend(loc="upper left")
 
 
@@ -1705,15 +1816,14 @@ from pathlib import Path
 from musemo.config import Config
 from musemo.core import Run
 from musemo.data import about_data
-from musemo.verdict import ARMS, AXES, RIVALS, say_folds, say_interval
+from musemo.verdict import ARMS, AXES, RIVALS, load_folds, say_folds, say_interval
 
 
 # %%
 #| export model_card
 def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
     "Gather what a model card says of a run: its songs, its figures, what its data says of itself."
-    there = {name: run.load(name) for name in ("metrics.json", "folds.json") if run.has(name)}
-    folds = there.get("folds.json")
+    folds = load_folds(run, config)
     parts = run.load("songs.csv")["split"].value_counts().to_dict() if run.has("songs.csv") else {}
     return {
         "data": Path(config.data.path).name or "musemo's demo music",
@@ -1724,7 +1834,7 @@ def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.
         "preset": config.preset,
         "seed": config.seed,
         "synthetic": config.synthesis.songs,
-        "metrics": there.get("metrics.json"),
+        "metrics": run.load("metrics.json") if run.has("metrics.json") else None,
         "folds": folds and {"scores": folds["scores"], "words": say_folds(folds)},
     }
 
@@ -1815,6 +1925,8 @@ LIMITS = """- It knows music like that of its training songs; on other music its
   truth. The named emotion is the nearest of five points, not a finding of its own.
 - A song is heard in windows of {window:.1f} s, so a curve cannot turn faster than that.
 - {known}"""
+SURE = """Its intervals hold for songs like the judged ones. Where training stopped or thawed by the
+  songs that set them, they are a little too narrow."""
 
 
 def write_card(
@@ -1825,21 +1937,18 @@ def write_card(
     intervals: bool,  # are there any?
 ) -> str:  # Markdown
     "Write a model's card: what it is, what it learnt from, how it was judged, its limits."
-    sure, unsure = "Its intervals hold for songs like the judged ones.", "It gives no intervals."
-    limits = LIMITS.format(window=window, known=sure if intervals else unsure)
+    limits = LIMITS.format(window=window, known=SURE if intervals else "It gives no intervals.")
     data, figures = "Not told.", ["Not judged."]
     if facts:
-        train, val, test = facts["songs"].values()
-        told = (
-            "{data}: {0} songs to train, {1} to validate, {2} to test, at most {clip_seconds:g} s"
-        )
+        told = "{data}: {train} songs to train, {val} to validate, {test} to test, "
+        told += "at most {clip_seconds:g} s"
         told += " of each, and {synthetic} generated ones in training. Preset {preset}, "
         told += "recipe {recipe}, seed {seed}. {about}"
-        data = told.format(train, val, test, **facts).strip()
-        if facts["folds"]:
-            figures = [facts["folds"]["words"], "", *score_lines(facts["folds"]["scores"])]
-        elif facts["metrics"]:
-            figures = split_lines(facts["metrics"])
+        data = told.format(**facts, **facts["songs"]).strip()
+        figures = split_lines(facts["metrics"]) if facts["metrics"] else figures
+        if folds := facts["folds"]:
+            figures += ["", f"The recipe, over repeated folds. {folds['words']}", ""]
+            figures += score_lines(folds["scores"])
     parts = {"network": network, "data": data, "figures": "\n".join(figures), "limits": limits}
     return CARD.format(package="musemo", **parts)  # named here: the Kaggle kernel imports no musemo
 
@@ -1847,7 +1956,7 @@ def write_card(
 # %%
 who = ("", "_predicted", *(f"_{name}" for name in RIVALS))
 scores = pd.DataFrame({f"{axis}{name}": rng.uniform(-1, 1, 9) for axis in AXES for name in who})
-scores = score_predictions(scores, draws=20, rng=rng)
+scores = score_predictions(scores.assign(group=range(9)), draws=20, rng=rng)
 facts = {"data": "my songs", "songs": dict(train=40, val=9, test=9), "about": "Rated by ten."}
 facts |= {"clip_seconds": 30, "recipe": "small", "preset": "demo", "seed": 0, "folds": None}
 facts |= {"synthetic": 100}
@@ -1855,7 +1964,7 @@ facts["metrics"] = scores | {"n_test": 9, "n_train": 40}
 card = write_card(facts, network="A small ViT.", window=6, intervals=False)
 assert "my songs: 40 songs to train" in card and "mean predictor (the floor)" in card
 assert "from musemo.prediction import EmotionModel" in card
-test_eq(card.count("| valence |"), 5)
+test_eq(card.count("| valence |"), 1 + len(RIVALS))
 assert "Not judged" in write_card(None, network="", window=6, intervals=False)
 
 
@@ -2770,15 +2879,14 @@ display(player(wave, config.audio.sample_rate, label=f"song {chosen}, {told}"))
 # without generated songs, and this page then shows what it found.
 
 # %%
-if run.has("folds.json"):
-    found = run.load("folds.json")
+if found := load_folds(run, config):
     figures, gains, words = folds_tables(found)
     display(figures, gains)
     print(words)
     if found["leakage"]:
         display(leakage_table(found))
 else:
-    print(f"Not measured yet: musemo evaluate --out {run.folder}, with this run's data and preset.")
+    print(f"Not measured: musemo evaluate --out {run.folder}, with this run's data and preset.")
 
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
