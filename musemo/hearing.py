@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Song', 'read_what_is_there', 'check_wave', 'Heard', 'hear', 'look_ahead', 'cover_song', 'batch_windows']
 
-# %% ../nbs/12_evaluation.ipynb #8eb703ad
+# %% ../nbs/12_evaluation.ipynb #998ab786
 import math
 import re
 from collections import deque
@@ -19,7 +19,15 @@ import torch
 
 from .config import AudioConfig
 from .core import MusemoError, cut_windows
-from .sound_files import BLOCK, LOUDEST, ForwardFile, check_rate, open_sound, read_blocks
+from musemo.sound_files import (
+    BLOCK,
+    LOUDEST,
+    ForwardFile,
+    check_rate,
+    open_sound,
+    read_blocks,
+    to_mono,
+)
 from .spectrum import sounding_part, stream_log_mel
 
 # %% ../nbs/12_evaluation.ipynb #080d3db9
@@ -42,7 +50,7 @@ def read_what_is_there(
     elif seconds < promised - 0.1:
         notes.append(f"damaged: decoded {seconds:.1f} s of {promised:.1f} s")
 
-# %% ../nbs/12_evaluation.ipynb #5fe13d12
+# %% ../nbs/12_evaluation.ipynb #a92369a3
 def check_wave(
     wave: np.ndarray,  # (S,) or (S, channels)
     sample_rate: int | None,  # Hz
@@ -54,14 +62,14 @@ def check_wave(
     check_rate(sample_rate, name)
     if wave.dtype.kind != "f":
         raise MusemoError(f"{name}: is {wave.dtype}, must be floats in [-1, 1]; int16 / 32768")
-    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > wave.shape[0]:
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and not 1 <= wave.shape[1] <= wave.shape[0]:
         raise MusemoError(f"{name}: must be (S,) or (S, channels), time first; transpose it")
     wrong = wave.size - np.isfinite(wave).sum()
     if wrong:
         raise MusemoError(f"{name}: {wrong} samples are no numbers; replace them, e.g. by 0")
     if wave.size and (peak := np.abs(wave).max()) > LOUDEST:
         raise MusemoError(f"{name}: peak {peak:g}, must be floats in [-1, 1]; int16 / 32768")
-    return (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32)
+    return (wave if wave.ndim == 1 else to_mono(wave)).astype(np.float32)
 
 # %% ../nbs/12_evaluation.ipynb #24e02104
 @dataclass(frozen=True)

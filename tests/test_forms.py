@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "presets": {"config"},
     "form": {"config", "presets"},
     "annotations": {"core"},
-    "spectrum": {"config"},
+    "spectrum": {"config", "sound_files"},
     "jobs": {"core"},
     "sound_files": {"core"},
     "data": {"core", "config", "annotations", "jobs", "sound_files", "spectrum"},

@@ -1545,7 +1545,15 @@ import torch
 
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, cut_windows
-from musemo.sound_files import BLOCK, LOUDEST, ForwardFile, check_rate, open_sound, read_blocks
+from musemo.sound_files import (
+    BLOCK,
+    LOUDEST,
+    ForwardFile,
+    check_rate,
+    open_sound,
+    read_blocks,
+    to_mono,
+)
 from musemo.spectrum import sounding_part, stream_log_mel
 
 
@@ -1589,14 +1597,14 @@ def check_wave(
     check_rate(sample_rate, name)
     if wave.dtype.kind != "f":
         raise MusemoError(f"{name}: is {wave.dtype}, must be floats in [-1, 1]; int16 / 32768")
-    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > wave.shape[0]:
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and not 1 <= wave.shape[1] <= wave.shape[0]:
         raise MusemoError(f"{name}: must be (S,) or (S, channels), time first; transpose it")
     wrong = wave.size - np.isfinite(wave).sum()
     if wrong:
         raise MusemoError(f"{name}: {wrong} samples are no numbers; replace them, e.g. by 0")
     if wave.size and (peak := np.abs(wave).max()) > LOUDEST:
         raise MusemoError(f"{name}: peak {peak:g}, must be floats in [-1, 1]; int16 / 32768")
-    return (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32)
+    return (wave if wave.ndim == 1 else to_mono(wave)).astype(np.float32)
 
 
 # %%
