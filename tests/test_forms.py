@@ -86,9 +86,10 @@ MAY_IMPORT = {
     "hearing": {"core", "config", "sound_files", "spectrum"},
     "model_card": {"core", "config", "data", "verdict"},
     "answers": {"core", "config"},
+    "batches": {"dataset", "hearing", "vit"},
     "prediction": {
-        *("core", "config", "presets", "vit", "dataset"),
-        *("answers", "hearing", "model_card"),
+        *("core", "config", "presets", "vit"),
+        *("answers", "batches", "hearing", "model_card"),
     },
     "drop_song": {
         *("core", "config", "song_browser", "audio", "listening", "widgets"),
@@ -145,6 +146,7 @@ SECOND = {
     "metrics",
     "verdict",
     "hearing",
+    "batches",
     "model_card",
     "answers",
     "prediction",
