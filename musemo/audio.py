@@ -147,14 +147,14 @@ def invert_log_mel(
     waves = griffin_lim(power.to(device), config.audio, config.inversion, seed=seed)
     return waves.cpu().numpy()
 
-# %% ../nbs/08_audio.ipynb #a192d6d7
+# %% ../nbs/08_audio.ipynb #d8c335bb
 def round_trip_error(
     log_mel: np.ndarray,  # (B, M, T) in [-1, 1]
     waves: np.ndarray,  # (B, S) made from it
     audio: AudioConfig,
 ) -> np.ndarray:  # (B,) dB
     "Measure the mean absolute difference between asked and sounding log-mel, in decibels."
-    heard = wave_log_mel(torch.from_numpy(np.asarray(waves, dtype=np.float32)), audio)
+    heard = wave_log_mel(np.asarray(waves, dtype=np.float32), audio)
     asked = audio.to_db(np.asarray(log_mel, dtype=np.float32))
     return np.abs(audio.to_db(heard)[..., : asked.shape[2]] - asked).mean((1, 2))
 

@@ -6,7 +6,7 @@
 __all__ = ['AUDIO_SUFFIXES', 'MIN_SONGS', 'REASONS', 'Sources', 'find_deam', 'find_data', 'split_songs', 'decode',
            'cached_log_mel', 'extract_log_mels', 'list_songs', 'about_data', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #c6a09d64
+# %% ../nbs/03_data.ipynb #09af7d97
 import hashlib
 import os
 import re
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-import soxr
 from joblib import delayed
 
 from musemo.annotations import (
@@ -34,7 +33,7 @@ from musemo.annotations import (
 from .config import AudioConfig, Config
 from .core import MusemoError, Run, rng_for, write_atomic
 from .jobs import run_jobs
-from .sound_files import open_sound, read_blocks
+from .sound_files import open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 
 # %% ../nbs/03_data.ipynb #4ef6e374
@@ -124,27 +123,22 @@ def split_songs(
         names = [name for name in names if name not in part]
     return [part.get(group, "train") for group in groups]
 
-# %% ../nbs/03_data.ipynb #d8a4bae5
+# %% ../nbs/03_data.ipynb #9fffc8c7
 def decode(
     path: str | Path,
     audio: AudioConfig,
 ) -> np.ndarray:  # (S,) float32 mono at audio.sample_rate, at most clip_seconds long
     "Decode a file to mono; raises MusemoError where it is no sound that can be read."
     with closing(open_sound(path)) as file:
-        rate, wave = file.samplerate, [np.zeros(0, np.float32)]
-        left = int((audio.clip_seconds + 0.1) * rate)
+        # A little more than is kept: a resampler rings where its sound ends.
+        blocks = read_blocks(file, int((audio.clip_seconds + 0.1) * file.samplerate))
         try:
-            for block in read_blocks(file):
-                wave.append(block[:left])
-                left -= len(wave[-1])
-                if not left:
-                    break
+            wave = np.concatenate(list(resample(blocks, file.samplerate, audio.sample_rate)))
         except soundfile.LibsndfileError as error:
             raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
-    wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #2d5ff6e1
+# %% ../nbs/03_data.ipynb #38beb74a
 def _recall(path: Path) -> np.ndarray | None:  # (M, T)
     "Read a spectrogram out of the cache; None where it is not there, or damaged."
     try:
@@ -165,7 +159,7 @@ def cached_log_mel(
             key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 3" + audio.model_dump_json().encode())
+    key.update(b"log-mel 4" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if _recall(target) is None:
         try:

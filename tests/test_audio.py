@@ -50,7 +50,7 @@ def melody(level=0.2, seconds=2.0):
         since = np.maximum(time - 0.3 * i, 0)
         for partial in (1, 2, 3, 5):
             wave += np.sin(2 * np.pi * partial * pitch * since) * np.exp(-3 * since) / partial
-    return torch.from_numpy((level * wave / np.abs(wave).max()).astype(np.float32))
+    return (level * wave / np.abs(wave).max()).astype(np.float32)
 
 
 def test_no_worse_than_librosa():
@@ -66,13 +66,13 @@ def test_loudness_is_kept_and_silence_is_silent():
     loud = melody(0.5)
     for wave in (loud, loud / 10):
         back = invert_log_mel(wave_log_mel(wave[None], CONFIG.audio), CONFIG, seed=0)[0]
-        assert abs(20 * np.log10(back.std() / wave.std().item())) < 0.5
+        assert abs(20 * np.log10(back.std() / wave.std())) < 0.5
     silence = np.full((2, CONFIG.audio.n_mels, 50), -1.0, dtype=np.float16)
     assert np.abs(invert_log_mel(silence, CONFIG, seed=0)).max() == 0
 
 
 def test_seeded_and_free_of_its_batch():
-    log_mel = wave_log_mel(torch.stack([melody(), melody(0.05)]), CONFIG.audio)
+    log_mel = wave_log_mel(np.stack([melody(), melody(0.05)]), CONFIG.audio)
     both = invert_log_mel(log_mel, CONFIG, seed=1)
     assert np.array_equal(both, invert_log_mel(log_mel, CONFIG, seed=1))
     alone = invert_log_mel(log_mel[1:], CONFIG, seed=1)[0]
@@ -127,11 +127,11 @@ def test_ten_real_clips_survive(real_data):
     errors, theirs = {}, {}
     for path in paths:
         wave, rate = soundfile.read(path, frames=5 * 44100, dtype="float32", always_2d=True)
-        wave = torch.from_numpy(librosa.resample(wave.mean(1), orig_sr=rate, target_sr=22050))
+        wave = librosa.resample(wave.mean(1), orig_sr=rate, target_sr=22050)
         log_mel, clip = wave_log_mel(wave[None], CONFIG.audio), path.stem
         back = invert_log_mel(log_mel, CONFIG, seed=0)
         errors[clip] = round_trip_error(log_mel, back, CONFIG.audio)[0]
-        assert abs(20 * np.log10(back.std() / wave.std().item())) < 0.5, clip
+        assert abs(20 * np.log10(back.std() / wave.std())) < 0.5, clip
         if clip in ("8", "13"):
             theirs[clip] = round_trip_error(log_mel, librosas(log_mel), CONFIG.audio)[0]
     assert max(errors.values()) <= 0.76, errors

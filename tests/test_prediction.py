@@ -14,12 +14,13 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
+from musemo.batches import answer_batches
 from musemo.cli import app
 from musemo.core import MusemoError, Run
 from musemo.data import decode
 from musemo.evaluation import evaluate_vit, predict_parts
 from musemo.hearing import cover_song, hear
-from musemo.prediction import EmotionModel, answer_batches, export_model, open_model
+from musemo.prediction import EmotionModel, export_model, open_model
 from musemo.presets import config_record, make_config
 from musemo.readout import Trees
 from musemo.spectrum import log_mel_of
@@ -83,6 +84,17 @@ def test_a_test_song_gets_the_answer_that_is_judged(finished, model):
     judged = predict_parts(finished, config).query("split == 'test'")
     expected = judged[["valence_predicted", "arousal_predicted"]].to_numpy()
     np.testing.assert_allclose(answer_batches(model, windows), expected, atol=1e-5)
+    beside = answer_batches(model, windows, workers=3)
+    np.testing.assert_allclose(beside, expected, atol=1e-5)
+
+
+def test_many_songs_leave_torch_its_threads(model):
+    before = torch.get_num_threads()
+    songs = [music(5, 22050), np.zeros(9), music(6, 22050)]
+    first, bad, last = model.predict_all(songs, 22050)
+    assert torch.get_num_threads() == before and isinstance(bad, MusemoError)
+    for said, song in ((first, songs[0]), (last, songs[2])):
+        assert said["valence"] == pytest.approx(model.predict(song, 22050)["valence"], abs=1e-5)
 
 
 def test_hearing_is_the_training_songs_way(model, tmp_path):

@@ -23,12 +23,14 @@ from musemo.core import MusemoError
 
 # %%
 #| export sound_files
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
 from musemo.core import MusemoError
 
@@ -40,10 +42,13 @@ from itertools import chain
 
 import librosa
 import numpy as np
-import soxr
 import torch
+from scipy.fft import rfft
+from scipy.signal import get_window
+from scipy.sparse import csr_array
 
 from musemo.config import AudioConfig
+from musemo.sound_files import resample
 
 # %%
 #| export
@@ -58,7 +63,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-import soxr
 from joblib import delayed
 
 from musemo.annotations import (
@@ -74,7 +78,7 @@ from musemo.annotations import (
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, rng_for, write_atomic
 from musemo.jobs import run_jobs
-from musemo.sound_files import open_sound, read_blocks
+from musemo.sound_files import open_sound, read_blocks, resample
 from musemo.spectrum import log_mel_of
 
 # %%
@@ -98,6 +102,7 @@ from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
 import tempfile
 
 import librosa
+import soxr
 from fastcore.test import test_close, test_eq, test_fail
 from IPython.display import display
 
@@ -515,7 +520,7 @@ pd.Series(parts).value_counts()
 # %% [markdown]
 # ## From file to log-mel
 #
-# libsndfile reads, soxr resamples, torch transforms: the same picture as librosa's, in less
+# libsndfile reads, soxr resamples, scipy transforms: the same picture as librosa's, in less
 # time. Loudness stays in it.
 
 # %%
@@ -561,16 +566,40 @@ def open_sound(path: str | PathLike) -> ForwardFile:
     return file
 
 
-def read_blocks(file: ForwardFile) -> Iterator[np.ndarray]:  # (S,) mono
+def to_mono(
+    block: np.ndarray,  # (S, channels)
+) -> np.ndarray:  # (S,)
+    "Average the channels."
+    channels = block.T  # summed one by one: a mean over rows this short takes seven times longer
+    return sum(channels[1:], channels[0]) / len(channels)
+
+
+def read_blocks(
+    file: ForwardFile,
+    most: float = math.inf,  # samples
+) -> Iterator[np.ndarray]:  # (S,) mono
     "Read a file block by block; raises MusemoError for samples that are no sound."
     rows = max(1, BLOCK // file.channels)
-    while len(block := file.read(rows, "float32", always_2d=True)):
+    while len(block := file.read(min(rows, most), "float32", always_2d=True)):
+        most -= len(block)
         peak = np.abs(block).max()
         if not np.isfinite(peak):
             raise MusemoError(f"{file.name}: holds samples that are no numbers")
         if peak > LOUDEST:
             raise MusemoError(f"{file.name}: peak {peak:g}, must be in [-1, 1]")
-        yield block.mean(axis=1)
+        yield to_mono(block)
+
+
+def resample(
+    blocks: Iterable[np.ndarray],  # (S,) float32 mono each, one after the other
+    rate: int,  # Hz, of the blocks
+    to: int,  # Hz
+) -> Iterator[np.ndarray]:  # (S,)
+    "Resample block by block; together they are what the whole would give."
+    resampler = soxr.ResampleStream(rate, to, 1, "float32")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 # %% [markdown]
@@ -586,17 +615,12 @@ def decode(
 ) -> np.ndarray:  # (S,) float32 mono at audio.sample_rate, at most clip_seconds long
     "Decode a file to mono; raises MusemoError where it is no sound that can be read."
     with closing(open_sound(path)) as file:
-        rate, wave = file.samplerate, [np.zeros(0, np.float32)]
-        left = int((audio.clip_seconds + 0.1) * rate)
+        # A little more than is kept: a resampler rings where its sound ends.
+        blocks = read_blocks(file, int((audio.clip_seconds + 0.1) * file.samplerate))
         try:
-            for block in read_blocks(file):
-                wave.append(block[:left])
-                left -= len(wave[-1])
-                if not left:
-                    break
+            wave = np.concatenate(list(resample(blocks, file.samplerate, audio.sample_rate)))
         except soundfile.LibsndfileError as error:
             raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
-    wave = soxr.resample(np.concatenate(wave), rate, audio.sample_rate)
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
 
@@ -636,13 +660,54 @@ def squared(values: torch.Tensor) -> torch.Tensor:
     return values.real.square().addcmul_(values.imag, values.imag)
 
 
+# %% [markdown]
+# Songs are transformed a few frames at a time, which then stay in the processor's cache. A mel
+# band hears some ten of a thousand bins: the filters are kept sparse, and nothing above the
+# highest band is looked at.
+
+# %%
+#| export spectrum
+FEW_FRAMES = 64  # transformed at once: sets the time, not the result
+
+
+@cache
+def sparse_bank(audio: AudioConfig) -> csr_array:
+    "Make the mel filters without their zeros, (M, bins up to the highest that is heard)."
+    bank = mel_bank(audio).numpy()
+    return csr_array(bank[:, : np.flatnonzero(bank.any(axis=0))[-1] + 1])
+
+
+def mel_power(
+    wave: np.ndarray,  # (S,) float32
+    audio: AudioConfig,
+) -> np.ndarray:  # (M, T)
+    "Compute the mel spectrogram of what `short_time` gives, piece by piece."
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, audio.n_fft // 2), audio.n_fft)
+    # Nothing of torch: its threads, once woken, wait busily beside those that decode.
+    frames, window = frames[:: audio.hop], get_window("hann", audio.n_fft).astype(np.float32)
+    bank, pieces = sparse_bank(audio), []
+    for i in range(0, len(frames), FEW_FRAMES):
+        values = rfft(frames[i : i + FEW_FRAMES] * window)[:, : bank.shape[1]]
+        pieces.append(bank @ (values.real**2 + values.imag**2).T)
+    return np.concatenate(pieces, axis=1)
+
+
 def wave_log_mel(
-    wave: torch.Tensor,  # (B, S) in [-1, 1]
+    waves: np.ndarray,  # (B, S) float32 in [-1, 1]
     audio: AudioConfig,
 ) -> np.ndarray:  # (B, M, T) float32 in [-1, 1]
     "Compute log-mel spectrograms on the fixed decibel scale of the configuration."
-    power = mel_bank(audio).to(wave.device) @ squared(short_time(wave, audio))
-    return audio.to_unit(10 * power.clamp(min=1e-10).log10().cpu().numpy())
+    power = np.stack([mel_power(wave, audio) for wave in waves])
+    return audio.to_unit(10 * np.log10(np.maximum(power, 1e-10)))
+
+
+# %%
+noise = rng_for(0, "noise").normal(0, 0.1, 9000).astype(np.float32)
+whole = squared(short_time(torch.from_numpy(noise)[None], AudioConfig()))[0]
+test_close(mel_power(noise, AudioConfig()), (mel_bank(AudioConfig()) @ whole).numpy(), eps=1e-4)
+
+# %%
+#| export spectrum
 
 
 def sounding_part(
@@ -669,8 +734,8 @@ def log_mel_of(
     audio: AudioConfig,
 ) -> np.ndarray:  # (M, T) float16 in [-1, 1]
     "Compute one song's log-mel spectrogram, without silence at its ends, as it is kept."
-    one = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
-    return trim_silence(wave_log_mel(one, audio)[0], audio).astype(np.float16)
+    one = wave_log_mel(np.asarray(wave, np.float32)[None], audio)[0]
+    return trim_silence(one, audio).astype(np.float16)
 
 
 # %% [markdown]
@@ -707,24 +772,23 @@ def stream_log_mel(
     audio: AudioConfig,
 ) -> Iterator[np.ndarray]:  # (M, T) each, one after the other
     "Compute the log-mel spectrogram of a sound of any length, piece by piece."
-    resampler = soxr.ResampleStream(rate, audio.sample_rate, 1, "float32")
     side = -(-audio.n_fft // (2 * audio.hop))  # frames at a cut whose window reaches beyond it
-    wave, skip, nothing = np.zeros(0, np.float32), 0, np.zeros(0, np.float32)
-    for block in chain(blocks, [None]):
-        last = block is None
-        more = resampler.resample_chunk(nothing if last else block, last=last)
-        wave = np.concatenate([wave, more])
+    wave, skip = np.zeros(0, np.float32), 0
+    for more in chain(resample(blocks, rate, audio.sample_rate), [None]):
+        last = more is None
+        if not last:
+            wave = np.concatenate([wave, more])
         if not len(wave) or len(wave) < STRETCH and not last:
             continue
         stop = (len(wave) if last else len(wave) - audio.n_fft // 2) // audio.hop + 1
-        yield wave_log_mel(torch.from_numpy(wave)[None], audio)[0][:, skip:stop]
+        yield wave_log_mel(wave[None], audio)[0][:, skip:stop]
         wave, skip = wave[(stop - side) * audio.hop :], side
 
 
 # %%
 noise = rng_for(0).normal(0, 0.1, 15 * 44100).astype(np.float32)
 pieces = list(stream_log_mel(np.array_split(noise, 100), 44100, audio))
-whole = torch.from_numpy(soxr.resample(noise, 44100, audio.sample_rate))[None]
+whole = soxr.resample(noise, 44100, audio.sample_rate)[None]
 test_eq(len(pieces), 2)
 test_close(np.concatenate(pieces, axis=1), wave_log_mel(whole, audio)[0], eps=1e-5)
 
@@ -815,7 +879,7 @@ def cached_log_mel(
             key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 3" + audio.model_dump_json().encode())
+    key.update(b"log-mel 4" + audio.model_dump_json().encode())
     target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
     if _recall(target) is None:
         try:

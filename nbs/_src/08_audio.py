@@ -91,7 +91,7 @@ tones = torch.stack(
 clip = 0.15 * tones.sum(0) + 0.001 * torch.randn(
     len(seconds), generator=torch.Generator().manual_seed(0)
 )
-log_mel = wave_log_mel(clip[None], audio)
+log_mel = wave_log_mel(clip.numpy()[None], audio)
 reference = librosa.feature.melspectrogram(
     y=clip.numpy(), sr=8000, n_fft=512, hop_length=128, n_mels=32, fmin=20, fmax=4000
 )
@@ -315,7 +315,7 @@ def round_trip_error(
     audio: AudioConfig,
 ) -> np.ndarray:  # (B,) dB
     "Measure the mean absolute difference between asked and sounding log-mel, in decibels."
-    heard = wave_log_mel(torch.from_numpy(np.asarray(waves, dtype=np.float32)), audio)
+    heard = wave_log_mel(np.asarray(waves, dtype=np.float32), audio)
     asked = audio.to_db(np.asarray(log_mel, dtype=np.float32))
     return np.abs(audio.to_db(heard)[..., : asked.shape[2]] - asked).mean((1, 2))
 
@@ -415,7 +415,7 @@ def plot_in_pairs(
 
 
 # %%
-back = wave_log_mel(torch.from_numpy(waves), audio)
+back = wave_log_mel(waves, audio)
 figure = plot_in_pairs([("asked", log_mel[0]), ("sounding", back[0])], audio)
 
 
@@ -894,7 +894,7 @@ explorer.box
 
 # %%
 trips = rendered["trips"]
-after = wave_log_mel(torch.from_numpy(trips["waves"]), config.audio)
+after = wave_log_mel(trips["waves"], config.audio)
 title = f"song {trips['song_ids'][0]}"
 lost = f"after the round trip ({trips['errors'][0]:.2f} dB)"
 figure = plot_in_pairs([(title, trips["log_mel"][0]), (lost, after[0])], config.audio)

@@ -1646,7 +1646,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 
@@ -1656,7 +1656,15 @@ import torch
 
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, cut_windows
-from musemo.sound_files import BLOCK, LOUDEST, ForwardFile, check_rate, open_sound, read_blocks
+from musemo.sound_files import (
+    BLOCK,
+    LOUDEST,
+    ForwardFile,
+    check_rate,
+    open_sound,
+    read_blocks,
+    to_mono,
+)
 from musemo.spectrum import sounding_part, stream_log_mel
 
 
@@ -1700,14 +1708,14 @@ def check_wave(
     check_rate(sample_rate, name)
     if wave.dtype.kind != "f":
         raise MusemoError(f"{name}: is {wave.dtype}, must be floats in [-1, 1]; int16 / 32768")
-    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > wave.shape[0]:
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and not 1 <= wave.shape[1] <= wave.shape[0]:
         raise MusemoError(f"{name}: must be (S,) or (S, channels), time first; transpose it")
     wrong = wave.size - np.isfinite(wave).sum()
     if wrong:
         raise MusemoError(f"{name}: {wrong} samples are no numbers; replace them, e.g. by 0")
     if wave.size and (peak := np.abs(wave).max()) > LOUDEST:
         raise MusemoError(f"{name}: peak {peak:g}, must be floats in [-1, 1]; int16 / 32768")
-    return (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32)
+    return (wave if wave.ndim == 1 else to_mono(wave)).astype(np.float32)
 
 
 # %%
@@ -1980,6 +1988,9 @@ assert "Not judged" in write_card(None, network="", window=6, intervals=False)
 #| export hearing
 def look_ahead(work: Callable, items: Iterable, *, workers: int) -> Iterator:  # results in order
     "Do work on items in threads, a few items ahead of who asks for the results."
+    if workers == 1:
+        yield from map(work, items)
+        return
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for item in items:
@@ -1988,6 +1999,17 @@ def look_ahead(work: Callable, items: Iterable, *, workers: int) -> Iterator:  #
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    "Let torch split an operation over so many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cover_song(frames: int, width: int, *, least: int) -> np.ndarray:  # (K,) first frames
@@ -2025,6 +2047,50 @@ songs = [(ramp, np.array([0.0, 60.0]), [0, 0]), (ramp[:, :30], np.zeros(1), [1])
 test_eq((first.shape, one.tolist(), two.tolist()), ((2, 4, 40), [0, 0], [1]))
 test_close(first[1, 0, 0], 0.6, eps=1e-6)
 test_eq(second[0, 0, 30:], -np.ones(10))
+
+# %% [markdown]
+# Batches are described beside each other where a processor does it, each by one thread: they need
+# not wait for each other, as threads within an operation do.
+
+# %%
+#| export batches
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from musemo.dataset import to_pixels
+from musemo.hearing import batch_windows, look_ahead
+from musemo.vit import average_songs, describe_windows
+
+
+# %%
+#| export batches
+def answer_batches(
+    model,  # an EmotionModel
+    songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
+    *,
+    workers: int = 1,  # batches at once, which share batch_size
+) -> np.ndarray:  # (places, 2) on [-1, 1]
+    "Predict every place from the mean over its windows."
+    network = model.network
+    looks = {"mean": tuple(network.mean), "std": tuple(network.std)}
+
+    def describe(batch):
+        windows, places = batch
+        return describe_windows(
+            network, [(to_pixels(windows, model.image_size, **looks), None, places)]
+        )
+
+    batches = batch_windows(songs, model.window, max(1, model.batch_size // workers))
+    described = list(look_ahead(describe, batches, workers=workers))
+    if not described:
+        return np.zeros((0, 2))
+    features, places = (torch.cat(parts) for parts in zip(*described, strict=True))
+    means, _ = average_songs(features, places)
+    with torch.no_grad():
+        return network.answer(means.to(network.head.weight.device)).cpu().numpy()
+
 
 # %% [markdown]
 # ## What an answer looks like
@@ -2220,6 +2286,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import count
 from os import PathLike
 from pathlib import Path
@@ -2234,13 +2301,13 @@ from safetensors.torch import load_model
 from torch import nn
 
 from musemo.answers import name_emotion
+from musemo.batches import answer_batches
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, Run, pick_device
-from musemo.dataset import to_pixels
-from musemo.hearing import Heard, Song, batch_windows, cover_song, hear, look_ahead
+from musemo.hearing import Heard, Song, cover_song, hear, look_ahead, torch_threads
 from musemo.model_card import gather_facts, write_card
 from musemo.presets import read_config
-from musemo.vit import predict_songs, revive_vit
+from musemo.vit import revive_vit
 
 # %%
 #| export prediction
@@ -2354,7 +2421,7 @@ class EmotionModel(nn.Module, SharedModel):
         self, songs: Iterable, sample_rate: int | None = None
     ) -> list[dict | MusemoError]:  # in order; what cannot be predicted is its reason
         "Predict many songs, windows of several in one batch; a bad one does not stop the others."
-        return predict_many(self, songs, sample_rate)
+        return predict_many(self, songs, sample_rate, workers=os.cpu_count())
 
     def curve(
         self,
@@ -2421,27 +2488,12 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
 
 # %%
 #| export prediction
-def answer_batches(
-    model: EmotionModel,
-    songs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],  # as for batch_windows
-) -> np.ndarray:  # (places, 2) on [-1, 1]
-    "Predict every place from the mean over its windows."
-    network = model.network
-    looks = {"mean": tuple(network.mean), "std": tuple(network.std)}
-    batches = (
-        (to_pixels(windows, model.image_size, **looks), None, places)
-        for windows, places in batch_windows(songs, model.window, model.batch_size)
-    )
-    first = next(batches, None)
-    if first is None:
-        return np.zeros((0, 2))
-    return predict_songs(network, (batch for some in ([first], batches) for batch in some))
-
-
 def predict_many(
     model: EmotionModel,
     songs: Iterable,  # files, or waves (S,) or (S, channels)
     sample_rate: int | None,  # Hz, of waves
+    *,
+    workers: int = 1,  # songs at once
 ) -> list[dict | MusemoError]:  # in the order of songs
     "Predict songs; a MusemoError stands where one could not be heard."
 
@@ -2454,7 +2506,7 @@ def predict_many(
     said, places = [], count()
 
     def windows():
-        for one in look_ahead(try_hear, songs, workers=os.cpu_count()):
+        for one in look_ahead(try_hear, songs, workers=workers):
             if isinstance(one, MusemoError):
                 said.append(one)
                 continue
@@ -2463,7 +2515,10 @@ def predict_many(
             starts = cover_song(frames, model.window, least=least)
             yield one.log_mel, starts, np.full(len(starts), next(places))
 
-    answers = iter(answer_batches(model, windows()))
+    at_once = workers if model.network.head.weight.device.type == "cpu" else 1
+    # Songs beside each other keep all cores busy; threads within one would wait for each other.
+    with torch_threads(1) if at_once > 1 else nullcontext():
+        answers = iter(answer_batches(model, windows(), workers=at_once))
     return [
         told if isinstance(told, MusemoError) else name_emotion(next(answers), model.reach) | told
         for told in said

@@ -45,8 +45,7 @@ def inversion_job(
 ) -> Callable[[], np.ndarray]:
     "Prepare clips for the bench, which times how they are inverted; returns errors in dB."
     config = make_config("full")
-    waves = [torch.from_numpy(decode(path, config.audio))[None] for path in paths]
-    log_mels = [wave_log_mel(wave, config.audio) for wave in waves]
+    log_mels = [wave_log_mel(decode(path, config.audio)[None], config.audio) for path in paths]
     invert(log_mels[0][..., :32], config)  # compiles and caches
 
     def job():
@@ -59,7 +58,7 @@ def inversion_job(
 
 def measure(path: Path, config: Config) -> dict:
     "Send one clip there and back by both ways: errors and level in dB, processor seconds."
-    wave = torch.from_numpy(decode(path, config.audio))[None]
+    wave = decode(path, config.audio)[None]
     log_mel, facts = wave_log_mel(wave, config.audio), {"clip": path.stem}
     ways = {
         "musemo": lambda: invert_log_mel(log_mel, config, seed=0),
@@ -71,7 +70,7 @@ def measure(path: Path, config: Config) -> dict:
         facts[f"{name} (s)"] = time.perf_counter() - begun[0]
         facts[f"{name} (CPU s)"] = time.process_time() - begun[1]
         facts[f"{name} error (dB)"] = round_trip_error(log_mel, back, config.audio)[0]
-        facts[f"{name} level (dB)"] = 20 * np.log10(back.std() / wave.std().item())
+        facts[f"{name} level (dB)"] = 20 * np.log10(back.std() / wave.std())
     return facts
 
 
