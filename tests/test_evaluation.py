@@ -41,6 +41,7 @@ def make_run(folder, *, train, val, test, seed=0):
     log_mel = rng.normal(0.5 * arousal[:, None, None], 0.2, (songs, 128, 200)).clip(-1, 1)
     table = pd.DataFrame({"song_id": np.arange(songs) + 1, "valence": rng.uniform(-1, 1, songs)})
     table["arousal"], table["frames"], table["row"] = arousal, 200, np.arange(songs)
+    table["group"] = table["song_id"]
     table["split"] = ["train"] * train + ["val"] * val + ["test"] * test
     run.save("songs.csv", table)
     run.save("logmel.npy", log_mel.astype(np.float16))
