@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -498,6 +499,49 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
     assert list(record["sections"]) == names
     page = write_index(run, small_config).read_text()
     assert "12 of 12 sections" in page and 'href="reports/' not in page
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    "A hub without a network, in this process and in those that it starts."
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return {"training.recipe": "spec", "vit.weights": "nobody/there-is-no-such-vit"}
+
+
+def names_the_ways_out(told: str) -> bool:
+    words = ("nobody/there-is-no-such-vit", "vit.weights=FOLDER", "on Kaggle", "=scratch")
+    return all(word in told for word in words)
+
+
+def test_the_kernel_misses_weights_before_it_looks_at_a_song(no_weights, small_config, tmp_path):
+    import papermill
+
+    parameters = {"data": small_config.data.path, "out": str(tmp_path / "out")}
+    begun = time.monotonic()
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            ROOT / "kaggle/musemo.ipynb",
+            None,
+            parameters | {"preset": "full", "values": no_weights},
+            cwd=tmp_path,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    assert error.value.ename == "WeightsError" and names_the_ways_out(error.value.evalue)
+    assert not list((tmp_path / "out").glob("*")) and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_run_misses_weights_before_its_first_section(
+    command, no_weights, musemo, small_config, tmp_path
+):
+    settings = [f"--set={name}={value}" for name, value in no_weights.items()]
+    options = ["--preset", "full", "--data", small_config.data.path, "--out", tmp_path / "out"]
+    line = refused(musemo(command, *options, *settings, "--quiet"))
+    assert names_the_ways_out(line)
+    assert json.loads((tmp_path / "out/run.json").read_text())["sections"] == {}
+    assert not (tmp_path / "out/songs.csv").exists()
 
 
 def test_the_kernel_s_own_names_are_its_own():

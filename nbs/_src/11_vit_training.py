@@ -79,7 +79,6 @@ from musemo.small_training import gain_over_songs, train_small
 from musemo.tracking import track
 from musemo.vit import (
     EmotionViT,
-    WeightsError,
     build_vit,
     count_trainable,
     describe_vit,
@@ -1235,13 +1234,10 @@ def train_model(
     seed: int,
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
-    "Build and train a model by the configuration's recipe; raises MusemoError without weights."
+    "Build and train a model by the configuration's recipe; raises WeightsError without weights."
     accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
-    try:
-        model = build_vit(config).to(accelerator.device)
-    except WeightsError as error:
-        raise MusemoError(str(error)) from error
+    model = build_vit(config).to(accelerator.device)
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":
         thaw = partial(thaw_small, data=data, config=config, folder=folder)

@@ -44,3 +44,4 @@ def end_section(name: str, coming: str) -> None:
 
 # %% tags=["later"]
 config = make_config(preset, {"data.path": data, **values})
+find_weights(config)  # section 10 needs them: hours from now would be late to say that they lack
