@@ -91,8 +91,9 @@ MAY_IMPORT = {
         *("core", "config", "presets", "vit", "dataset"),
         *("answers", "hearing", "model_card"),
     },
+    "drop_zone": set(),
     "drop_song": {
-        *("core", "config", "song_browser", "audio", "listening", "widgets"),
+        *("core", "config", "song_browser", "audio", "listening", "widgets", "drop_zone"),
         *("answers", "explanation", "hearing", "prediction"),
     },
     "evaluation": {
@@ -112,6 +113,7 @@ SECOND = {
     "memory",
     "jobs",
     "drop_song",
+    "drop_zone",
     "song_browser",
     "form",
     "widgets",

@@ -2464,9 +2464,80 @@ test_close(opened.curve(songs[2], rate).to_numpy(), curve.to_numpy(), eps=1e-6)
 # %% [markdown]
 # ## Give it a song
 #
-# In a notebook, a song is uploaded and answered: its emotion, its curve, and around one moment
-# what raised the answer, to see and to hear. The moment is where the curve is highest, until
-# another one is chosen: an hour is explained as fast as a minute.
+# In a notebook, a song is dropped or chosen. The upload button of ipywidgets takes no dropped
+# file, and its one large message is more than Jupyter lets through for most songs that are not
+# compressed. So the song travels in parts, from a label that anything can be dropped on.
+
+# %%
+#| export drop_zone
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import ipywidgets
+
+# %%
+#| export drop_zone
+_ZONE = """
+function render({ model, el }) {
+  const zone = document.createElement("label"), input = document.createElement("input");
+  const part = 1 << 20;  // bytes of one message: Jupyter refuses ten times as much
+  async function take(file) {
+    for (let at = 0; file && at < Math.max(file.size, 1); at += part) {
+      const content = await file.slice(at, at + part).arrayBuffer();
+      model.send({ name: file.name, first: !at, last: at + part >= file.size }, null, [content]);
+    }
+  }
+  Object.assign(input, { type: "file", accept: "audio/*" });
+  input.addEventListener("change", () => take(input.files[0]));
+  zone.addEventListener("dragover", (event) => event.preventDefault());
+  zone.addEventListener("drop", (event) => {
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+  zone.append("Drop a song here, or ", input);
+  zone.style = "border: 2px dashed currentColor; border-radius: .5rem; padding: 1rem; margin: 2px;";
+  el.append(zone);
+}
+export default { render };
+"""
+
+
+def open_drop_zone(
+    take: Callable[[str, bytes], None],  # is called with a file's name and content
+) -> ipywidgets.DOMWidget:
+    "Open a place that takes a song: dropped on it, or chosen by a click or a key."
+    if not find_spec("anywidget"):  # the Kaggle kernel installs nothing: a plain button there
+        button = ipywidgets.FileUpload(accept="audio/*", description="choose a song")
+        button.observe(lambda seen: [take(x["name"], x["content"]) for x in seen["new"]], "value")
+        return button
+    from anywidget import AnyWidget
+
+    parts: list[bytes] = []
+
+    def collect(_, told: dict, buffers: list[memoryview]) -> None:
+        if told["first"]:
+            parts.clear()
+        parts.extend(map(bytes, buffers))
+        if told["last"]:
+            take(told["name"], b"".join(parts))
+
+    zone = type("DropZone", (AnyWidget,), {"_esm": _ZONE})()
+    zone.on_msg(collect)
+    return zone
+
+
+# %%
+taken = []
+zone = open_drop_zone(lambda *file: taken.append(file))
+for first, part in ((True, b"half"), (True, b"a so"), (False, b"ng")):  # the first one broke off
+    told = {"name": "mine.mp3", "first": first, "last": part == b"ng"}
+    zone._handle_custom_msg(told, [memoryview(part)])
+test_eq(taken, [("mine.mp3", b"a song")])
+
+# %% [markdown]
+# The answer is its emotion, its curve, and around one moment what raised the answer, to see and
+# to hear. The moment is where the curve is highest, until another one is chosen: an hour is
+# explained as fast as a minute.
 
 # %%
 #| export drop_song
@@ -2482,6 +2553,7 @@ from musemo.answers import emotions_table, plot_curve
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import Config
 from musemo.core import MusemoError, subplots
+from musemo.drop_zone import open_drop_zone
 from musemo.explanation import keep_relevant, map_relevance, veil_irrelevant
 from musemo.hearing import Heard
 from musemo.listening import middle
@@ -2547,7 +2619,6 @@ class SongDrop:
             raise MusemoError("the model hears by other audio settings; give its run's config")
         self.model, self.config, self.filling = model, config, False
         self.heard, self.curve = None, None
-        self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
         options = [("or choose one", ""), *(songs or {}).items()]
         self.songs = ipywidgets.Dropdown(options=options)
         self.axis = ipywidgets.Dropdown(
@@ -2563,9 +2634,8 @@ class SongDrop:
         self.sounds = [silent_player(), silent_player()]
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
-        top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
+        top = ipywidgets.HBox([open_drop_zone(self.take), self.songs], layout=wrap)
         self.box = ipywidgets.VBox([top, self.told, self.answer])
-        self.upload.observe(self._take, "value")
         self.songs.observe(lambda change: change["new"] and self.show(change["new"]), "value")
         self.axis.observe(lambda _: self.peak(), "value")
         self.moment.observe(lambda _: self.explain(), "value")
@@ -2583,6 +2653,13 @@ class SongDrop:
         self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
         self.peak()
         self.answer.layout.display = ""
+
+    def take(self, name: str, content: bytes) -> None:
+        "Answer a file that was dropped or chosen."
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            path.write_bytes(content)
+            self.show(path)
 
     def peak(self) -> None:
         "Go to the moment at which the chosen answer is highest."
@@ -2633,27 +2710,17 @@ class SongDrop:
         axes.axvspan(told["begin"], told["end"], color="black", alpha=0.1, linewidth=0)
         return png_bytes(figure)
 
-    def _take(self, change) -> None:
-        "Answer a file that was uploaded."
-        for file in change["new"]:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, Path(file["name"]).name)
-                path.write_bytes(file["content"])
-                self.show(path)
-
 
 # %%
 drop = SongDrop(model, small)
-content = memoryview(wav_bytes(np.tile(wave, 3), rate))
-file = {"name": "mine.wav", "type": "audio/wav", "size": len(content), "content": content}
-drop.upload.value = [file | {"last_modified": pd.Timestamp.now(tz="UTC").to_pydatetime()}]
+drop.take("mine.wav", wav_bytes(np.tile(wave, 3), rate))
 assert "mine.wav" in drop.told.value and drop.sounds[1].value[:4] == b"RIFF"
 before = drop.picture.value
 drop.axis.value = 0
 assert drop.picture.value[1:4] == b"PNG" and drop.picture.value != before
-drop.upload.value = [drop.upload.value[0] | {"name": "text.mp3", "content": memoryview(b"words")}]
+drop.take("text.mp3", b"words")
 assert drop.told.value.startswith("text.mp3: cannot be read as sound")
-drop.show(drop.upload.value[0]["name"])
+drop.show("text.mp3")
 test_eq((drop.told.value, drop.answer.layout.display), ("text.mp3: there is no such file", "none"))
 drop.box
 
