@@ -271,6 +271,11 @@ ARMS = {
 } | RIVALS
 
 
+def join_words(words: list[str]) -> str:
+    "Join words as people do."
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def say_interval(ends: list[float] | None, sign: str = "") -> str:
     "Write an interval, or that there is none."
     return f"{ends[0]:{sign}.2f} .. {ends[1]:{sign}.2f}" if ends else "-"
@@ -332,6 +337,7 @@ gain = compare_arms(rated, worse, good, draws=50, rng=np.random.default_rng(0))
 example = {"songs": 300, "folds": 5, "seeds": 3, "recipe": "small", "generator": "flow"}
 example |= {"scores": table.to_dict("records"), "ceiling": dict.fromkeys(AXES, {"r2": None})}
 example["gains"] = [{"who": "augmented", "over": "model"} | gain]
+test_eq([join_words(list(x)) for x in ("", "a", "ab", "abc")], ["", "a", "a and b", "a, b and c"])
 figures, gains, words = folds_tables(example)
 assert words.endswith(
     "Adding songs of the flow to the real ones: valence: does not help; arousal: does not help."
@@ -686,11 +692,14 @@ def say_intervals(record: dict) -> str:
         one = told[axis]
         lines.append(
             f"{axis.capitalize()}: {one['coverage'] * songs:.0f} of {songs} ratings lie within, "
-            f"mean width {one['width']:.2f} (with one width for all: "
-            f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f}); "
-            f"raters' spread enters with power {told['power'][axis]:g}."
+            f"mean width {one['width']:.2f}"
         )
-    return f"Intervals for {aim}, from {known} validation songs. " + " ".join(lines)
+        if power := told["power"][axis]:
+            lines[-1] += (
+                f", by the raters' spread to the power {power:g} (with one width for all: "
+                f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f})"
+            )
+    return f"Intervals for {aim}, from {known} validation songs. {'. '.join(lines)}."
 
 
 # %%
@@ -726,7 +735,7 @@ from musemo.intervals import (
     unscaled,
 )
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from musemo.verdict import RIVALS
+from musemo.verdict import RIVALS, join_words
 from musemo.descriptors import band_statistics
 from musemo.readout import boosted_trees, ridge_regression
 from musemo.vit import EmotionViT, predict_songs, revive_vit
@@ -969,16 +978,19 @@ def say_what_it_is_worth(record: dict) -> str:
     text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
     if songs < LEAST_SONGS:
         return text + "So few songs judge nothing: read the figures as a check that all parts work."
+    lines = [
+        text + "Another seed or split moves the figures too. In brackets: by how much this model's "
+        "RMSE is lower, 95 % over songs."
+    ]
     for axis in ("valence", "arousal"):
-        verdicts = []
+        verdicts = {"better than": [], "worse than": [], "not told apart from": []}
         for rival, words in RIVALS.items():
             low, high = record[axis][f"rmse_below_{rival}_interval"]
-            verdict = (
-                "better than" if low > 0 else "worse than" if high < 0 else "no different from"
-            )
-            verdicts.append(f"{verdict} the {words} (RMSE lower by {low:.2f} .. {high:.2f})")
-        text += f"{axis.capitalize()}: {', '.join(verdicts)}. "
-    return text + "Intervals are 95 % over songs; another seed or split moves the figures too."
+            told = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+            verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
+        told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
+        lines.append(f"{axis.capitalize()}: {told}.")
+    return "\n".join(lines)
 
 
 # %%
@@ -2776,7 +2788,7 @@ for axis in ("arousal", "valence"):
     told = {
         name: "undefined"
         if metrics[axis][name]["r2"] is None
-        else f"{metrics[axis][name]['r2']:.2f}"
+        else f"{metrics[axis][name]['r2']:z.2f}"
         for name in ("model", "both", "mean")
     }
     ends = metrics[axis]["model_interval"]["r2"]
@@ -2856,12 +2868,12 @@ else:
 order = np.argsort(-np.hypot(*(predicted - rated).T))
 worst = pd.DataFrame({"song": test_songs["song_id"]})
 for i, axis in enumerate(("valence", "arousal")):
-    worst[f"{axis} rated (1-9)"] = 5 + 4 * rated[:, i]
-    worst[f"{axis} predicted (1-9)"] = 5 + 4 * predicted[:, i]
+    worst[f"{axis} rated (1-9)"] = (5 + 4 * rated[:, i]).round(1)
+    worst[f"{axis} predicted (1-9)"] = (5 + 4 * predicted[:, i]).round(1)
     ends = 5 + 4 * np.stack([low[:, i], high[:, i]], axis=1)
     worst[f"{axis} interval (1-9)"] = [f"{one[0]:.1f} .. {one[1]:.1f}" for one in ends]
-worst["distance ([-1, 1])"] = np.hypot(*(predicted - rated).T)
-display(worst.iloc[order[:8]].round(2))
+worst["distance ([-1, 1])"] = np.hypot(*(predicted - rated).T).round(2)
+display(worst.iloc[order[:8]].reset_index(drop=True))
 network = load_vit(run, config)
 test_data = build_loaders(run, config, mean=network.mean, std=network.std)["test"].dataset
 for i in order[: config.judgement.worst_songs]:
