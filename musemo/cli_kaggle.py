@@ -101,7 +101,7 @@ def output(
     ] = Path("runs/kaggle"),
     quiet: Quiet = False,
 ) -> None:
-    """Fetch what the kernel left into a run's folder: model, figures, sound, log, and a page.
+    """Fetch what the kernel left into a run's folder: model, figures, sound, log, and its pages.
 
     The folder is there whole or not at all. `musemo predict --model` takes it.
 

@@ -31,7 +31,7 @@ Settings = Annotated[
 def be_quiet(quiet: bool) -> None:
     "Show no progress bars, in this process and in those that it starts."
     if quiet:
-        os.environ["MUSEMO_QUIET"] = "1"
+        os.environ |= dict.fromkeys(("MUSEMO_QUIET", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=be_quiet)]

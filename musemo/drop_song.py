@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['explain_moment', 'SongDrop']
 
-# %% ../nbs/12_evaluation.ipynb #9c356dc4
+# %% ../nbs/12_evaluation.ipynb #ef6f90b4
 import html
 import math
 import tempfile
@@ -16,6 +16,7 @@ from .answers import emotions_table, plot_curve
 from .audio import invert_log_mel, keep_from_clipping
 from .config import Config
 from .core import MusemoError, subplots
+from .drop_zone import open_drop_zone
 from .explanation import keep_relevant, map_relevance, veil_irrelevant
 from .hearing import Heard
 from .listening import middle
@@ -52,7 +53,7 @@ def explain_moment(
     told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
     return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
 
-# %% ../nbs/12_evaluation.ipynb #bb685114
+# %% ../nbs/12_evaluation.ipynb #030ce3b9
 class SongDrop:
     "A song is given, and a model answers; `box` is the widget."
 
@@ -66,7 +67,6 @@ class SongDrop:
             raise MusemoError("the model hears by other audio settings; give its run's config")
         self.model, self.config, self.filling = model, config, False
         self.heard, self.curve = None, None
-        self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
         options = [("or choose one", ""), *(songs or {}).items()]
         self.songs = ipywidgets.Dropdown(options=options)
         self.axis = ipywidgets.Dropdown(
@@ -82,9 +82,8 @@ class SongDrop:
         self.sounds = [silent_player(), silent_player()]
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
-        top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
+        top = ipywidgets.HBox([open_drop_zone(self.take), self.songs], layout=wrap)
         self.box = ipywidgets.VBox([top, self.told, self.answer])
-        self.upload.observe(self._take, "value")
         self.songs.observe(lambda change: change["new"] and self.show(change["new"]), "value")
         self.axis.observe(lambda _: self.peak(), "value")
         self.moment.observe(lambda _: self.explain(), "value")
@@ -102,6 +101,13 @@ class SongDrop:
         self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
         self.peak()
         self.answer.layout.display = ""
+
+    def take(self, name: str, content: bytes) -> None:
+        "Answer a file that was dropped or chosen."
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            path.write_bytes(content)
+            self.show(path)
 
     def peak(self) -> None:
         "Go to the moment at which the chosen answer is highest."
@@ -151,11 +157,3 @@ class SongDrop:
         plot_curve(axes, self.curve, title="Along the song")
         axes.axvspan(told["begin"], told["end"], color="black", alpha=0.1, linewidth=0)
         return png_bytes(figure)
-
-    def _take(self, change) -> None:
-        "Answer a file that was uploaded."
-        for file in change["new"]:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, Path(file["name"]).name)
-                path.write_bytes(file["content"])
-                self.show(path)

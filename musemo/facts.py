@@ -15,7 +15,7 @@ from musemo.pages import count
 from musemo.presets import flatten, make_config
 from musemo.quality_record import explain_quality
 from musemo.score_parts import join_parts, place_part
-from musemo.verdict import AXES, RIVALS, load_folds, say_folds
+from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds
 
 
 def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
@@ -120,7 +120,7 @@ def read_predictor(run: Run, config: Config) -> dict:
             for axis in AXES
         },
         "songs": metrics["n_test"],
-        "words": [say_what_it_is_worth(metrics), say_intervals(metrics)],
+        "words": [*say_what_it_is_worth(metrics).splitlines(), say_intervals(metrics)],
     }
 
 
@@ -208,14 +208,15 @@ def _warn_of_emotions(emotions: dict) -> list[str]:
 def _warn_of_predictor(predictor: dict) -> list[str]:
     told, songs = [], count(predictor["songs"], "test song")
     for axis, gains in predictor["gains"].items():
-        worse = [words for who, words in RIVALS.items() if gains[who] and gains[who][1] < 0]
-        better = [words for who, words in RIVALS.items() if gains[who] and gains[who][0] > 0]
-        even = [words for words in RIVALS.values() if words not in worse + better]
+        rivals = {who: f"the {words}" for who, words in RIVALS.items()}
+        worse = [words for who, words in rivals.items() if gains[who] and gains[who][1] < 0]
+        better = [words for who, words in rivals.items() if gains[who] and gains[who][0] > 0]
+        even = [words for words in rivals.values() if words not in worse + better]
         if worse:
-            told.append(f"{axis.capitalize()}: the model does worse than {', '.join(worse)}.")
+            told.append(f"{axis.capitalize()}: the model does worse than {join_words(worse)}.")
         if even:
             told.append(
-                f"{axis.capitalize()}: {songs} cannot tell the model from {', '.join(even)}."
+                f"{axis.capitalize()}: {songs} cannot tell the model from {join_words(even)}."
             )
     return told + [words for words in predictor["words"] if "too few" in words]
 

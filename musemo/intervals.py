@@ -144,7 +144,7 @@ def score_intervals(
             told[f"width{suffix}"] = round(float(widths[i]), 4)
     return record
 
-# %% ../nbs/12_evaluation.ipynb #0bda4b15
+# %% ../nbs/12_evaluation.ipynb #699cfb78
 def say_intervals(record: dict) -> str:
     "Say what the intervals held on the test songs, and what they do not promise."
     told, songs = record["intervals"], record["n_test"]
@@ -156,8 +156,11 @@ def say_intervals(record: dict) -> str:
         one = told[axis]
         lines.append(
             f"{axis.capitalize()}: {one['coverage'] * songs:.0f} of {songs} ratings lie within, "
-            f"mean width {one['width']:.2f} (with one width for all: "
-            f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f}); "
-            f"raters' spread enters with power {told['power'][axis]:g}."
+            f"mean width {one['width']:.2f}"
         )
-    return f"Intervals for {aim}, from {known} validation songs. " + " ".join(lines)
+        if power := told["power"][axis]:
+            lines[-1] += (
+                f", by the raters' spread to the power {power:g} (with one width for all: "
+                f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f})"
+            )
+    return f"Intervals for {aim}, from {known} validation songs. {'. '.join(lines)}."

@@ -16,8 +16,9 @@ import nbformat
 from musemo.config import Config
 from musemo.core import MusemoError, Run, progress
 from musemo.pipeline import write_index
-from musemo.records import load_config
 from musemo.presets import flatten, make_config
+from musemo.records import load_config, load_record
+from musemo.report import split_kernel
 
 NOTEBOOK, METADATA = "musemo.ipynb", "kernel-metadata.json"
 OUT = "musemo/"  # what the kernel leaves, below /kaggle/working
@@ -237,7 +238,7 @@ def _plain_log(log: str) -> str:
 
 
 def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the log
-    "Fetch what a kernel left into a new run folder, whole or not at all, and write its page."
+    "Fetch what a kernel left into a new run folder, whole or not at all, and write its pages."
     if out.exists():
         raise MusemoError(f"--out {out}: is there already; name a folder that is new")
     api = open_client()
@@ -260,6 +261,8 @@ def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the lo
         os.replace(part, out)
     run = Run(out)
     if run.has("config.json", "run.json"):
+        if run.has("kernel.ipynb"):
+            split_kernel(run, load_record(run)["sections"])
         page = write_index(run, load_config(run))
         if state == "complete":
             return page

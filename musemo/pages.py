@@ -20,12 +20,12 @@ _CODE = ("friendly", "github-dark")  # pygments' styles
 
 def interval(ends: list[float] | None, digits: int = 2) -> str:
     "Write an interval behind its figure, or nothing where there is none."
-    return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else ""
+    return f"[{ends[0]:z.{digits}f}, {ends[1]:z.{digits}f}]" if ends else ""
 
 
 def figure(value: float | None, digits: int = 2) -> str:
     "Write a figure; a dash where it is not defined."
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def duration(seconds: float) -> str:
@@ -34,7 +34,9 @@ def duration(seconds: float) -> str:
     if not minutes:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
 
 
 def hours(number: float) -> str:

@@ -24,6 +24,7 @@ from musemo.index import index_page
 from musemo.records import forget, load_config, load_record
 from musemo.report import link_reports
 from musemo.sections import SECTIONS, Section
+from musemo.weights import find_weights
 
 
 def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
@@ -193,6 +194,8 @@ def run_suite(
         suite_bar(len(wanted)) as (bar, line),
     ):
         done = record["sections"]
+        if any(s.name not in done for s in wanted if s in SECTIONS[9:11]):
+            find_weights(config)  # what sections 10 and 11 would say is said before hours of work
         for section in wanted:
             bar.set_description(section.name)
             names = section.artifacts(config)

@@ -34,6 +34,7 @@ from musemo.verdict import (
 )
 from musemo.vit import predict_songs
 from musemo.vit_training import train_model
+from musemo.weights import find_weights
 
 DRAWS = 1000  # of the bootstrap
 
@@ -235,6 +236,7 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
 def working_folds(config: Config, out: Path) -> Iterator[tuple[Run, Config]]:
     "Work in a run, alone, after making what the folds need of it: songs and spectrograms."
     with working_run(config, out, may_change=False) as (run, config, _):
+        find_weights(config)
         for section in SECTIONS[:3]:
             for stage in section.stages(config):
                 if not run.has(*stage.artifacts):

@@ -110,7 +110,7 @@ def family_record(
     families = {name: describe_families(x, held, config.audio) for name, x in sets.items()}
     return {"families": families, "ratios": ratio_to_real(families)}
 
-# %% ../nbs/06_gan_quality.ipynb #4c6398d6
+# %% ../nbs/06_gan_quality.ipynb #bd77c6e0
 def explain_quality(quality: dict) -> str:
     "Say in words what was compared, how far that carries, and who copies."
     few = " So few songs say little: a generator that repeats a few windows covers them all."
@@ -122,8 +122,9 @@ def explain_quality(quality: dict) -> str:
         f"{quality['songs']} held-out songs, as {quality['embedding']} see them."
         + few * (quality["songs"] < 20)
         + " Under four songs give no interval." * (not interval),
-        "Obedience counts in "
-        + " and ".join(f"{k} (up to r = {v:.2f})" for k, v in allowed.items())
+        "Obedience counts up to what held-out songs surely reach: "
+        + ", ".join(f"{k} r = {v:.2f}" for k, v in allowed.items())
+        + "."
         if allowed
         else "Obedience does not count: held-out songs show no sure correlation themselves.",
     ]

@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def _is_aligned(text: str) -> bool:
     return bool(re.search(r"\S {2,}\S", text))
 
 
+def _tidy_table(table: str) -> str:
+    "Take out what only pandas asks for: bare row numbers, NaN, names with underscores."
+    numbers = re.findall(r"<tr>\s*<th>(\d+)</th>", table)
+    if numbers == [str(i) for i in range(table.count("<tr") - 1)]:
+        table = re.sub(r"(<tr[^>]*>\s*)<th>\d*</th>", r"\1", table)
+    table = re.sub(r"<td>(NaN|None)</td>", "<td>-</td>", table)
+    table = re.sub(r"<th[^>]*>\w+</th>", lambda name: name[0].replace("_", " "), table)
+    cells = re.findall(r"<td>([^<]*)</td>", table)
+    if sum(cell[:1].isalpha() for cell in cells) > len(cells) / 3:
+        table = table.replace('class="dataframe"', 'class="dataframe words"')
+    return table
+
+
 def _tidy(output: dict) -> dict:
     "Make what was printed readable on a page: lines flow, tables of words stand to the left."
     data = output.get("data", {})
@@ -55,11 +69,7 @@ def _tidy(output: dict) -> dict:
         # Lines that were broken for a terminal; a list's items stay.
         output["text"] = re.sub(r"(.{70,}[^.:])\n(?=[ \t]*[^-\s])", r"\1 ", output["text"])
     if "text/html" in data:
-        cells = re.findall(r"<td>([^<]*)</td>", data["text/html"])
-        words = [cell for cell in cells if cell[:1].isalpha() and cell not in ("NaN", "None")]
-        if len(words) > len(cells) / 3:
-            named = data["text/html"].replace('class="dataframe"', 'class="dataframe words"')
-            data["text/html"] = named
+        data["text/html"] = _tidy_table(data["text/html"])
     elif "text/plain" in data:
         data["text/plain"] = re.sub(r"\n(Name: .*)?dtype: \w+$", "", data["text/plain"])
     return output
@@ -70,8 +80,11 @@ def _result_first(cells: list, number: str) -> list:
     on_run = next(i for i, cell in enumerate(cells) if cell.source.startswith("## On the run"))
     title = next(i for i, cell in enumerate(cells) if cell.source.startswith("# "))
     text = nbformat.v4.new_markdown_cell
+    # What the letters of shapes stand for helps with the code alone.
+    cells[title].source, shapes, letters = cells[title].source.partition("\n\nShapes")
+    legend = [text(shapes.strip() + letters)] if shapes else []
     said = [text(f'<p class="number">{html.escape(number)}</p>')] if number else []
-    rest = [*cells[:title], *cells[title + 1 : on_run]]
+    rest = [*legend, *cells[:title], *cells[title + 1 : on_run]]
     behind = [text("## How it works"), *rest] if rest else []
     return [cells[title], *said, *cells[on_run:], *behind]
 
@@ -136,6 +149,17 @@ def write_report(run: Run, name: str) -> Path:
     page = {"title": title, "run": run.folder.resolve().name, "style": page_style(), "nav": _NAV}
     text = exporter.from_notebook_node(content, {"page": page})[0]
     return write_atomic(notebook.with_suffix(".html"), text)
+
+
+def split_kernel(run: Run, names: Iterable[str]) -> None:
+    "Make the sections' pages of a kernel that was executed elsewhere, kernel.ipynb."
+    kernel = nbformat.read(run.path("kernel.ipynb"), as_version=4)
+    run.path("reports").mkdir(exist_ok=True)
+    for name in names:
+        cells = [cell for cell in kernel.cells if name in cell.metadata.get("tags", [])]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel.metadata)
+        nbformat.write(notebook, run.path(f"reports/{name}.ipynb"))
+        write_report(run, name)
 
 
 _NAV = '<nav class="sections"></nav>'  # link_reports fills it: neighbours come and go

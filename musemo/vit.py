@@ -7,7 +7,7 @@ __all__ = ['EmotionViT', 'start_at_mean', 'SmallViT', 'scratch_backbone', 'build
            'describe_windows', 'average_songs', 'predict_songs', 'vit_blocks', 'run_through', 'freeze_backbone',
            'unfreeze_last', 'count_trainable', 'parameter_groups']
 
-# %% ../nbs/10_vit.ipynb #b4578d9c
+# %% ../nbs/10_vit.ipynb #e6844068
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 
+from .backbone import read_backbone, read_normalisation
 from .config import Config
 from musemo.descriptors import (
     band_statistics,
@@ -25,7 +26,7 @@ from musemo.descriptors import (
     tempo_lags,
 )
 from .readout import Trees, pool_window_tokens
-from .weights import WeightsError, locate_weights, read_backbone, read_normalisation
+from .weights import find_weights
 
 # %% ../nbs/10_vit.ipynb #d8aaa973
 class EmotionViT(nn.Module):
@@ -134,14 +135,14 @@ def scratch_backbone(config: Config) -> nn.Module:
         add_pooling_layer=False,
     )
 
-# %% ../nbs/10_vit.ipynb #96c6a236
+# %% ../nbs/10_vit.ipynb #115d66f0
 def build_vit(
     config: Config,
     *,
     kaggle: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
 ) -> EmotionViT:
     "Build the model with the weights that vit.weights names; raises WeightsError without them."
-    size, dropout = config.dataset.image_size, config.vit.dropout
+    dropout = config.vit.dropout
     if config.vit.weights == "scratch":
         if config.training.recipe == "spec":
             return EmotionViT(scratch_backbone(config), dropout=dropout)
@@ -150,15 +151,9 @@ def build_vit(
         model.classes[:] = pitch_classes(config.audio, config.small)
         model.decibels.fill_(config.audio.db_max - config.audio.db_min)
         return model
-    folder, source = locate_weights(config.vit.weights, kaggle)
-    backbone = read_backbone(folder)
-    if backbone.config.image_size != size:
-        raise WeightsError(
-            f"dataset.image_size = {size}: the weights from {source} need pictures of "
-            f"{backbone.config.image_size}; set dataset.image_size={backbone.config.image_size}"
-        )
+    folder, source = find_weights(config, kaggle)
     mean, std = read_normalisation(folder)
-    return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
+    return EmotionViT(read_backbone(folder), dropout=dropout, mean=mean, std=std, source=source)
 
 # %% ../nbs/10_vit.ipynb #1f6a9c85
 def describe_vit(model: EmotionViT) -> dict:  # for a .json file

@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'thaw_small',
            'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #20fc6438
+# %% ../nbs/11_vit_training.ipynb #ec6f2dff
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,7 +38,6 @@ from .small_training import gain_over_songs, train_small
 from .tracking import track
 from musemo.vit import (
     EmotionViT,
-    WeightsError,
     build_vit,
     count_trainable,
     describe_vit,
@@ -224,7 +223,7 @@ def thaw_small(
         model.load_state_dict(state)
     return record | {"epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #6906a614
+# %% ../nbs/11_vit_training.ipynb #dbd41463
 def train_model(
     data: dict[str, WindowDataset],  # train and, for the recipe spec or small.thaw, val
     config: Config,
@@ -243,10 +242,7 @@ def _train_once(
 ) -> tuple[EmotionViT, dict]:
     accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
-    try:
-        model = build_vit(config).to(accelerator.device)
-    except WeightsError as error:
-        raise MusemoError(str(error)) from error
+    model = build_vit(config).to(accelerator.device)
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":
         thaw = partial(thaw_small, data=data, config=config, folder=folder)

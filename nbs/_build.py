@@ -100,6 +100,8 @@ def build_kernel(root: Path) -> None:
     paths, waiting = sorted((root / "nbs").glob("[0-9]*.ipynb")), []
     for path, following in zip(paths, [*paths[1:], None], strict=True):
         section = kernel_cells(nbformat.read(path, as_version=4))
+        for cell in section:  # by the tag, an executed kernel becomes a page a section again
+            cell.metadata = {"tags": [path.stem]}
         coming = following.stem if following else "nothing, all is done"
         section.append(nbformat.v4.new_code_cell(f'end_section("{path.stem}", "{coming}")'))
         stage = next(i for i, c in enumerate(section) if c.source.startswith("## On the run"))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,6 @@ from musemo.config import EMOTIONS
 from musemo.core import Run
 from musemo.data import find_data, list_songs
 from musemo.gan import build_gan
-from musemo.pipeline import write_index
 from musemo.presets import make_config
 from musemo.sections import SECTIONS
 from musemo.vit import build_vit
@@ -349,7 +349,8 @@ def kernel_s_output(run: Run, sections: int = 12) -> dict[str, bytes]:
     "What a kernel would leave, of a run that was made here."
     record = json.loads(run.path("run.json").read_text())
     record["sections"] = dict(list(record["sections"].items())[:sections])
-    paths = [path for path in run.folder.rglob("*") if path.suffix not in (".html", ".ipynb")]
+    made_here = (".html", ".ipynb")  # but for what the kernel itself kept
+    paths = [x for x in run.folder.rglob("*") if x.suffix not in made_here or x.stem == "kernel"]
     names = {path: str(path.relative_to(run.folder)) for path in paths if path.is_file()}
     files = {f"musemo/{name}": path.read_bytes() for path, name in names.items()}
     files["musemo/run.json"] = json.dumps(record).encode()
@@ -449,40 +450,46 @@ def test_data_and_weights_are_found_in_each_mount_without_a_network(layout, tmp_
         assert model.backbone.state_dict()[name].equal(weight), name
 
 
-def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def kernel_run(small_config, tmp_path_factory):
+    "What the kernel leaves and shows, executed as Kaggle does: a notebook onto itself."
+    import papermill
+
+    home = tmp_path_factory.mktemp("kaggle")
+    shutil.copytree(small_config.data.path, home / "input/datasets/someone/deam-mediaeval")
+    # Kernels look in their own folder first: an import of the package would fail there.
+    (home / "working/musemo").mkdir(parents=True)
+    missing = "raise ImportError('the package is not here')"
+    (home / "working/musemo/__init__.py").write_text(missing)
+    shutil.copy(ROOT / "kaggle/musemo.ipynb", home / "working/__notebook__.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("MUSEMO_QUIET")
+        executed = papermill.execute_notebook(
+            *[home / "working/__notebook__.ipynb"] * 2,
+            parameters={
+                "preset": "smoke",
+                "data": str(home / "input"),
+                "out": str(home / "out"),
+                "values": {
+                    "audio.clip_seconds": 3.0,
+                    "data.cache": str(home / "cache"),
+                    "data.workers": 2,  # a notebook's own functions must reach other processes
+                },
+            },
+            cwd=home / "working",
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    return Run(home / "out"), executed
+
+
+def test_the_kaggle_kernel_runs_alone(kernel_run):
     "No package, no hub: the kernel in an empty folder against a mount like Kaggle's."
-    mount = tmp_path / "input/datasets/someone/deam-mediaeval"
-    shutil.copytree(small_config.data.path, mount)
     notebook = nbformat.read(ROOT / "kaggle/musemo.ipynb", as_version=4)
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "import musemo" not in source and "from musemo" not in source
-    import papermill
-
-    # Kernels look in their own folder first: an import of the package would fail there.
-    (tmp_path / "work/musemo").mkdir(parents=True)
-    (tmp_path / "work/musemo/__init__.py").write_text(
-        "raise ImportError('the package is not here')"
-    )
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("MUSEMO_QUIET")
-    executed = papermill.execute_notebook(
-        ROOT / "kaggle/musemo.ipynb",
-        tmp_path / "kernel.ipynb",
-        parameters={
-            "preset": "smoke",
-            "data": str(tmp_path / "input"),
-            "out": str(tmp_path / "out"),
-            "values": {
-                "audio.clip_seconds": 3.0,
-                "data.cache": str(tmp_path / "cache"),
-                "data.workers": 2,  # a notebook's own functions must reach other processes
-            },
-        },
-        cwd=tmp_path / "work",
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    run = Run(tmp_path / "out")
+    run, executed = kernel_run
     assert run.has(*ARTIFACTS)
     assert len(list(run.folder.rglob("*.wav"))) == 2 * 5 + 25  # emotions, real ones, the plane
     # The log: a line a section, and no progress bar of this short run.
@@ -493,11 +500,67 @@ def test_the_kaggle_kernel_runs_alone(small_config, tmp_path, monkeypatch):
     assert [line.split()[1] for line in lines] == names
     assert [line.split("next: ")[1] for line in lines] == [*names[1:], "nothing, all is done"]
     assert "%|" not in "".join(out.text for out in streams)
-    # The record is that of any run: a page can be made of it.
-    record = run.load("run.json")
-    assert list(record["sections"]) == names
-    page = write_index(run, small_config).read_text()
-    assert "12 of 12 sections" in page and 'href="reports/' not in page
+    assert list(run.load("run.json")["sections"]) == names
+
+
+def test_a_fetched_kernel_has_the_pages_of_a_run(kernel_run, kaggle, musemo):
+    kaggle.leave(kernel_s_output(kernel_run[0]), LOG, page=50)
+    code, out, err = musemo("kaggle", "output", "--user", "me", "--quiet")
+    assert code == 0 and "fetched: runs/kaggle/index.html" in out, err
+    page = Path("runs/kaggle/index.html").read_text()
+    assert "12 of 12 sections" in page
+    sections = [path.stem for path in sorted(Path("runs/kaggle/reports").glob("*.html"))]
+    assert sections == [section.name for section in SECTIONS]
+    for name in sections:
+        assert f'href="reports/{name}.html"' in page
+        text = Path(f"runs/kaggle/reports/{name}.html").read_text()
+        assert text.count("<h1>") == 1 and text.index("On the run") < text.index("How it works")
+        assert "<img" in text and "end_section" not in text and "%|" not in text
+    sounds = Path("runs/kaggle/reports/08_audio.html").read_text()
+    assert sounds.count("<audio") >= 10 + 25
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    "A hub without a network, in this process and in those that it starts."
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return {"training.recipe": "spec", "vit.weights": "nobody/there-is-no-such-vit"}
+
+
+def names_the_ways_out(told: str) -> bool:
+    words = ("nobody/there-is-no-such-vit", "vit.weights=FOLDER", "on Kaggle", "=scratch")
+    return all(word in told for word in words)
+
+
+def test_the_kernel_misses_weights_before_it_looks_at_a_song(no_weights, small_config, tmp_path):
+    import papermill
+
+    parameters = {"data": small_config.data.path, "out": str(tmp_path / "out")}
+    begun = time.monotonic()
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            ROOT / "kaggle/musemo.ipynb",
+            None,
+            parameters | {"preset": "full", "values": no_weights},
+            cwd=tmp_path,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    assert error.value.ename == "WeightsError" and names_the_ways_out(error.value.evalue)
+    assert not list((tmp_path / "out").glob("*")) and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_run_misses_weights_before_its_first_section(
+    command, no_weights, musemo, small_config, tmp_path
+):
+    settings = [f"--set={name}={value}" for name, value in no_weights.items()]
+    options = ["--preset", "full", "--data", small_config.data.path, "--out", tmp_path / "out"]
+    line = refused(musemo(command, *options, *settings, "--quiet"))
+    assert names_the_ways_out(line)
+    assert json.loads((tmp_path / "out/run.json").read_text())["sections"] == {}
+    assert not (tmp_path / "out/songs.csv").exists()
 
 
 def test_the_kernel_s_own_names_are_its_own():

@@ -9,6 +9,7 @@ import sys
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -23,7 +24,7 @@ from musemo.peak_memory import watch_memory
 from musemo.pipeline import write_index
 from musemo.presets import make_config, save_config
 from musemo.records import load_config, load_record
-from musemo.report import write_report
+from musemo.report import _tidy_table, write_report
 from musemo.sections import SECTIONS
 from musemo.verdict import RIVALS, folds_key
 
@@ -161,7 +162,7 @@ def test_a_report_reads_as_a_page(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     picture = {"image/png": base64.b64encode((tmp_path / "a.png").read_bytes()).decode()}
     cells = [
-        new.new_markdown_cell("# Title\n\n> A promise."),
+        new.new_markdown_cell("# Title\n\n> A promise.\n\nShapes: N songs."),
         new.new_markdown_cell("## Inside"),
         new.new_code_cell("#| export\nhidden = 1"),
         new.new_markdown_cell("## On the run\n\nWhat `this` is."),
@@ -184,12 +185,22 @@ def test_a_report_reads_as_a_page(tmp_path):
     run.save("figures/a.json", {"number": "7 < 8", "units": {"number": "text"}})
     page = write_report(run, "a").read_text()
     assert page.index("A promise.") < page.index("7 &lt; 8") < page.index("On the run")
-    assert page.index("On the run") < page.index("How it works") < page.index("Inside")
+    order = ("On the run", "How it works", "Shapes: N", "Inside")
+    assert [page.index(words) for words in order] == sorted(map(page.index, order))
     assert page.count("<summary>Code") == 3 and "#| export" not in page  # two became one
     assert 'alt="Title: 7 &lt; 8. What this is."' in page
     assert "that flows on." in page and "1   2\nin its row" in page
     for debris in ("SomeWarning", "Text(0.5", "dtype"):
         assert debris not in page
+
+
+def test_a_table_has_no_debris_of_pandas():
+    table = pd.DataFrame({"valence_std": [0.5, None], "file": ["a_b.mp3", "c.mp3"]})
+    page = _tidy_table(table.to_html())
+    assert "NaN" not in page and "<th>0</th>" not in page and "<td>a_b.mp3</td>" in page
+    assert "<th>valence std</th>" in page and page.count("<th") == 2
+    for kept in (table.set_index("file"), table.rename_axis("step"), table[1:]):
+        assert _tidy_table(kept.to_html()).count("<th>") >= 3
 
 
 def test_memory_is_that_of_processes_started_meanwhile():
@@ -203,7 +214,8 @@ def test_memory_is_that_of_processes_started_meanwhile():
 
 
 def test_figures_are_written_as_people_read_them():
-    assert [duration(s) for s in (3.6, 61, 3700)] == ["4 s", "1 min 1 s", "1 h 1 min"]
+    told = ["4 s", "1 min 1 s", "14 min", "1 h 1 min"]
+    assert [duration(s) for s in (3.6, 61, 874, 3700)] == told
     assert [memory(x) for x in (812, 1234)] == ["812 MB", "1.2 GB"]
     assert [hours(x) for x in (1 / 60, 0.5, 12)] == ["1 minute", "30 minutes", "12.0 hours"]
     assert (

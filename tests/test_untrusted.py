@@ -22,6 +22,7 @@ import torch
 from typer.testing import CliRunner
 
 from musemo.answers import emotions_table, write_curve
+from musemo.backbone import read_backbone
 from musemo.cli import app
 from musemo.cli_options import configure
 from musemo.compare import compare_runs
@@ -35,7 +36,7 @@ from musemo.prediction import EmotionModel, export_model, open_model
 from musemo.presets import make_config
 from musemo.records import load_config
 from musemo.report import write_report
-from musemo.weights import WeightsError, locate_weights, read_backbone
+from musemo.weights import WeightsError, locate_weights
 from tests.conftest import ROOT, write_deam
 
 HOSTILE = """<img src=x onerror=alert(666)>"&'{{7*7}}$x_$`id`"""  # a file may be called so

@@ -24,18 +24,17 @@ from musemo.presets import make_config
 from musemo.processes import open_accelerator
 from musemo.vit import (
     EmotionViT,
-    WeightsError,
     build_vit,
     count_trainable,
     describe_vit,
     freeze_backbone,
-    locate_weights,
     predict_songs,
     revive_vit,
     unfreeze_last,
     vit_blocks,
 )
 from musemo.vit_training import fit_vit, schedule_phases, train_epoch, train_vit
+from musemo.weights import WeightsError, locate_weights
 
 SONGS = 16
 SMALL = {"vit.hidden": 16, "vit.layers": 1, "vit.heads": 2, "dataset.image_size": 32}
@@ -184,7 +183,7 @@ def test_a_broken_or_misfit_checkpoint_is_one_clear_error(tmp_path):
         build_vit(config_of(vit__weights=str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(WeightsError, match="cannot be read as a ViT"):
-        build_vit(config_of(vit__weights=str(tmp_path)))
+        build_vit(config_of(vit__weights=str(tmp_path), dataset__image_size=64))
 
 
 def test_a_model_opens_again_from_description_and_weights():

@@ -1,5 +1,6 @@
 """The widgets: what they answer, what they say of bad input, and one in a real JupyterLab."""
 
+import base64
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ import soundfile
 from musemo.cli_options import configure
 from musemo.core import MusemoError, Run
 from musemo.drop_song import SongDrop
+from musemo.drop_zone import open_drop_zone
 from musemo.form import ConfigForm, config_call, config_command
 from musemo.prediction import EmotionModel
 from musemo.presets import PRESETS, field_table, flatten, make_config
@@ -148,19 +150,13 @@ def drop(smoke_run, small_config):
     return SongDrop(EmotionModel.from_run(smoke_run), small_config, {x.name: x for x in songs})
 
 
-def uploaded(name: str, content: bytes) -> dict:
-    "What the browser sends of a file."
-    facts = {"name": name, "type": "audio/mpeg", "size": len(content), "content": content}
-    return facts | {"last_modified": datetime.now().astimezone()}
-
-
-def test_an_uploaded_song_is_answered_and_explained(drop, small_config, tmp_path):
+def test_a_dropped_song_is_answered_and_explained(drop, small_config, tmp_path):
     song = next(Path(small_config.data.path).rglob("*.mp3"))
     wave, rate = soundfile.read(song)
     long = np.tile(wave, 4)  # 14 s
     soundfile.write(tmp_path / "long.wav", long, rate)
     assert drop.answer.layout.display == "none"
-    drop.upload.value = [uploaded("long.wav", (tmp_path / "long.wav").read_bytes())]
+    drop.take("long.wav", (tmp_path / "long.wav").read_bytes())
     said = EmotionModel.predict(drop.model, tmp_path / "long.wav")
     assert f"{said['arousal']:+.2f}" in drop.told.value and "long.wav" in drop.told.value
     assert said["emotion"] in drop.told.value and drop.answer.layout.display == ""
@@ -180,7 +176,7 @@ def test_an_uploaded_song_is_answered_and_explained(drop, small_config, tmp_path
 def test_a_chosen_song_is_answered_and_a_bad_one_named(drop, smoke_run):
     drop.songs.value = drop.songs.options[2][1]
     assert drop.songs.options[2][0] in drop.told.value and drop.line.value[1:4] == b"PNG"
-    drop.upload.value = [uploaded("<words>.mp3", b"no sound at all")]
+    drop.take("../<words>.mp3", b"no sound at all")
     assert drop.told.value.startswith("&lt;words&gt;.mp3: cannot be read as sound")
     assert "/tmp" not in drop.told.value and drop.answer.layout.display == "none"
     with pytest.raises(MusemoError, match="other audio settings"):
@@ -201,68 +197,137 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     assert "most relevant 20%" in pages["12_evaluation"]
 
 
-@pytest.fixture
-def lab(tmp_path):
+def test_without_anywidget_a_button_takes_the_song(drop, monkeypatch):
+    "As on Kaggle, where nothing is installed."
+    taken = []
+    monkeypatch.setattr("musemo.drop_zone.find_spec", lambda name: None)
+    button = open_drop_zone(lambda *file: taken.append(file))
+    facts = {"type": "audio/mpeg", "size": 6, "last_modified": datetime.now().astimezone()}
+    button.value = [facts | {"name": "a.mp3", "content": memoryview(b"a song")}]
+    assert taken == [("a.mp3", b"a song")]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
     "A JupyterLab of our own on loopback, with a token and an empty folder; gives both."
-    token, folder = secrets.token_hex(16), tmp_path / "notebooks"
+    token, home = secrets.token_hex(16), tmp_path_factory.mktemp("lab")
+    folder = home / "notebooks"
     folder.mkdir()
-    places = {f"JUPYTER_{x}_DIR": str(tmp_path / x) for x in ("CONFIG", "DATA", "RUNTIME")}
-    environment = os.environ | places | {"IPYTHONDIR": str(tmp_path / "ipython")}
+    places = {f"JUPYTER_{x}_DIR": str(home / x) for x in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | places | {"IPYTHONDIR": str(home / "ipython")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1"]
     command += ["--ServerApp.port=0", f"--ServerApp.root_dir={folder}", "--allow-root"]
     command += [f"--IdentityProvider.token={token}"]
-    with open(tmp_path / "log", "w") as log:
+    with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         begun = time.monotonic()
-        while not (found := list((tmp_path / "RUNTIME").glob("jpserver-*.json"))):
-            assert server.poll() is None, (tmp_path / "log").read_text()
+        while not (found := list((home / "RUNTIME").glob("jpserver-*.json"))):
+            assert server.poll() is None, (home / "log").read_text()
             assert time.monotonic() - begun < 120
             time.sleep(0.2)
         port = json.loads(found[0].read_text())["port"]
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}", folder
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}", folder
     finally:
         server.terminate()
         server.wait(30)
 
 
-def test_a_song_is_clicked_in_a_real_jupyterlab(request, smoke_run):
+@pytest.fixture
+def run_cell(request):
+    "Run code as the one cell of a notebook in a real JupyterLab; gives the page."
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     address, folder = request.getfixturevalue("lab")
-    code = f"""from pathlib import Path
-from musemo.core import Run
-from musemo.records import load_config
-from musemo.song_browser import SongBrowser
-run = Run(Path({str(smoke_run)!r}))
-SongBrowser(run, load_config(run)).box"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, folder / "songs.ipynb")
     # The sandbox wants rights that a container's root has not.
     flags = ["--disable-gpu", "--mute-audio"] + ["--no-sandbox"] * (os.geteuid() == 0)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(90_000)
-        page.goto(address.format("songs.ipynb"))
-        # A cell that is run before the notebook has its kernel runs nowhere.
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        page.locator(".jp-Notebook .jp-Cell").first.click()
-        page.keyboard.press("Shift+Enter")
-        output = page.locator(".jp-OutputArea-output")
-        label, sound = output.locator(".widget-html"), output.locator("audio")
-        expect(label).to_contain_text("song 1 (", timeout=90_000)
-        assert sound.evaluate("x => x.paused")  # silent until someone clicks
-        spectrogram = output.locator("img").last
-        before = spectrogram.get_attribute("src")
-        output.get_by_title("valence +0.7, arousal +0.8", exact=True).click()
-        songs = Run(smoke_run).load("songs.csv").query("status == 'ok'")
-        away = np.hypot(songs["valence"] - 2 / 3, songs["arousal"] - 0.8)
-        expect(label).to_contain_text(f"song {songs.loc[away.idxmin(), 'song_id']} (")
-        expect(spectrogram).not_to_have_attribute("src", before)
-        page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
-        assert sound.evaluate("x => x.duration") == pytest.approx(3, abs=0.6)
+
+        def run(name: str, code: str):
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+            nbformat.write(notebook, folder / name)
+            page = browser.new_page(viewport={"width": 1200, "height": 1000})
+            page.set_default_timeout(90_000)
+            page.goto(address.format(name))
+            # A cell that is run before the notebook has its kernel runs nowhere.
+            page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+            page.locator(".jp-Notebook .jp-Cell").first.click()
+            page.keyboard.press("Shift+Enter")
+            return page
+
+        yield run
         browser.close()
+
+
+OPEN_RUN = """from pathlib import Path
+from musemo.core import Run
+from musemo.records import load_config
+run = Run(Path({folder!r}))
+config = load_config(run)
+"""
+
+
+def test_a_song_is_clicked_in_a_real_jupyterlab(run_cell, smoke_run):
+    code = OPEN_RUN.format(folder=str(smoke_run)) + (
+        "from musemo.song_browser import SongBrowser\nSongBrowser(run, config).box"
+    )
+    page = run_cell("songs.ipynb", code)
+    from playwright.sync_api import expect
+
+    output = page.locator(".jp-OutputArea-output")
+    label, sound = output.locator(".widget-html"), output.locator("audio")
+    expect(label).to_contain_text("song 1 (", timeout=90_000)
+    assert sound.evaluate("x => x.paused")  # silent until someone clicks
+    spectrogram = output.locator("img").last
+    before = spectrogram.get_attribute("src")
+    output.get_by_title("valence +0.7, arousal +0.8", exact=True).click()
+    songs = Run(smoke_run).load("songs.csv").query("status == 'ok'")
+    away = np.hypot(songs["valence"] - 2 / 3, songs["arousal"] - 0.8)
+    expect(label).to_contain_text(f"song {songs.loc[away.idxmin(), 'song_id']} (")
+    expect(spectrogram).not_to_have_attribute("src", before)
+    page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
+    assert sound.evaluate("x => x.duration") == pytest.approx(3, abs=0.6)
+
+
+def test_a_song_is_dropped_and_another_chosen_in_a_real_jupyterlab(run_cell, smoke_run, tmp_path):
+    "The dropped one is larger than a message of Jupyter's may be."
+    code = OPEN_RUN.format(folder=str(smoke_run)) + (
+        "from musemo.drop_song import SongDrop\n"
+        "from musemo.prediction import EmotionModel\n"
+        "SongDrop(EmotionModel.from_run(run.folder), config).box"
+    )
+    page = run_cell("drop.ipynb", code)
+    from playwright.sync_api import expect
+
+    noise = np.random.default_rng(0).normal(0, 0.1, (44100 * 64, 2))
+    for name, wave in (("large.wav", noise), ("small.wav", noise[: 44100 * 8])):
+        soundfile.write(tmp_path / name, wave, 44100)
+    content = (tmp_path / "large.wav").read_bytes()
+    assert len(content) > 10 * 2**20
+    output = page.locator(".jp-OutputArea-output")
+    zone, answer = output.get_by_text("Drop a song here"), output.locator("table")
+    data = page.evaluate_handle(
+        """async text => {
+            const bytes = await (await fetch("data:audio/wav;base64," + text)).blob();
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "large.wav", {type: "audio/wav"}));
+            return data;
+        }""",
+        base64.b64encode(content).decode(),
+    )
+    zone.wait_for()
+    for event in ("dragenter", "dragover", "drop"):
+        zone.dispatch_event(event, {"dataTransfer": data})
+    expect(answer).to_contain_text("large.wav", timeout=90_000)
+    expect(answer).to_contain_text("64")  # seconds heard
+    for player in output.locator("audio").all():
+        page.wait_for_function("x => x.duration > 1", arg=player.element_handle())
+    choose = page.get_by_label("Drop a song here")
+    choose.focus()
+    assert choose.evaluate("x => x === document.activeElement")
+    choose.set_input_files(tmp_path / "small.wav")
+    expect(answer).to_contain_text("small.wav", timeout=90_000)

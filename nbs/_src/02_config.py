@@ -61,6 +61,17 @@ from pydantic import BaseModel, ValidationError
 from musemo.config import Config
 
 # %%
+#| export weights
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from musemo.config import Config
+from musemo.core import MusemoError
+
+# %%
 #| export form
 import html
 import json
@@ -82,6 +93,8 @@ from musemo.presets import (
 
 # %%
 #| hide
+import tempfile
+
 import numpy as np
 from fastcore.test import test_close, test_eq, test_fail
 from IPython.display import display
@@ -886,6 +899,148 @@ def save_config(run, config: Config) -> pd.DataFrame:
     "Write config.json into a run and return the table of fields."
     run.save("config.json", config_record(config))
     return field_table(config)
+
+
+# %% [markdown]
+# ## The weights that it names
+#
+# A pretrained ViT is needed in section 10, hours into a session. Whether it can be had is known
+# now, from a folder's content. Only safetensors are taken: other formats can run code.
+
+
+# %%
+#| export weights
+class WeightsError(MusemoError):
+    "Weights that cannot be had or do not fit: the message names the ways out."
+
+
+WAYS_OUT = (
+    "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
+    "2) on Kaggle, attach a ViT as an input (Add Input, Models) or switch the internet on, "
+    "3) vit.weights=scratch to train a small ViT without pretraining"
+)
+
+
+def is_vit_folder(folder: Path) -> bool:
+    "Say whether a folder holds a ViT: its config.json and safetensors weights."
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return kind == "vit" and any(folder.glob("*.safetensors"))
+
+
+# %% [markdown]
+# Kaggle mounts a model at `/kaggle/input/SLUG/FRAMEWORK/VARIATION/VERSION`, and a data set
+# elsewhere, so the folder is found by what is in it. Of several, the one named like the wanted
+# checkpoint is taken; if that does not decide, the choice is the user's.
+
+
+# %%
+#| export weights
+def find_kaggle_weights(
+    name: str,  # the checkpoint's hub name
+    root: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
+) -> Path | None:
+    "Find a ViT among Kaggle's inputs; raises WeightsError where several would do."
+    root = Path(root)
+    found = sorted(path.parent for path in root.rglob("config.json") if is_vit_folder(path.parent))
+    wanted = name.rsplit("/", 1)[-1].lower()
+    named = [path for path in found if wanted in str(path.relative_to(root)).lower()]
+    found = named or found
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found[:5])
+        raise WeightsError(f"{len(found)} ViTs below {root}: set vit.weights to one of {names}")
+    return found[0] if found else None
+
+
+# %%
+def lay_vit(folder: Path) -> None:
+    "Lay down what a ViT's folder is recognised by."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "vit", "image_size": 32}')
+    (folder / "model.safetensors").touch()
+
+
+with tempfile.TemporaryDirectory() as folder:
+    test_eq(find_kaggle_weights("google/vit-base", folder), None)
+    for name in ("vit-base", "vit-large"):
+        lay_vit(Path(folder) / name / "transformers/default/1")
+    test_eq(find_kaggle_weights("google/vit-base", folder).parts[-4], "vit-base")
+    test_fail(lambda: find_kaggle_weights("my/other", folder), contains="2 ViTs below")
+
+
+# %% [markdown]
+# A hub name is downloaded once, or taken from the hub's own cache; without network and cache
+# the error says what else can be done.
+
+
+# %%
+#| export weights
+def locate_weights(
+    name: str,  # local folder or hub name
+    kaggle: str | Path = "/kaggle/input",
+) -> tuple[Path, str]:  # the folder, and where it comes from in words
+    "Bring pretrained weights to a local folder; raises WeightsError with the ways out."
+    if Path(name).is_dir():
+        if not is_vit_folder(Path(name)):
+            raise WeightsError(f"{name}: has no ViT's config.json with *.safetensors; {WAYS_OUT}")
+        return Path(name), f"folder {Path(name).name}"
+    found = find_kaggle_weights(name, kaggle)
+    if found:
+        return found, f"Kaggle input {found.relative_to(kaggle)}"
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"vit.weights = {name!r}: cannot be had ({reason}); {WAYS_OUT}"
+        ) from error
+    if not is_vit_folder(Path(folder)):
+        raise WeightsError(f"vit.weights = {name!r}: is no ViT with safetensors; {WAYS_OUT}")
+    return Path(folder), f"hub {name}"
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    test_fail(lambda: locate_weights(folder), contains="ways out: 1) vit.weights=FOLDER")
+    test_fail(lambda: locate_weights("no such name", folder), contains="vit.weights=scratch")
+    lay_vit(Path(folder))
+    test_eq(locate_weights(folder)[0], Path(folder))
+
+
+# %% [markdown]
+# The pictures must have the size that the weights were trained with. A run and the Kaggle kernel
+# ask this before anything is decoded, and section 10 once more.
+
+
+# %%
+#| export weights
+def find_weights(
+    config: Config,
+    kaggle: str | Path = "/kaggle/input",
+) -> tuple[Path, str] | None:  # the folder, and where it comes from; None: the ViT needs none
+    "Find the weights that a configuration names; raises WeightsError where they do not serve."
+    if config.vit.weights == "scratch":
+        return None
+    folder, source = locate_weights(config.vit.weights, kaggle)
+    size = json.loads((folder / "config.json").read_text()).get("image_size", 224)  # ViT's own
+    if size != config.dataset.image_size:
+        raise WeightsError(
+            f"dataset.image_size = {config.dataset.image_size}: the weights from {source} need "
+            f"pictures of {size}; set dataset.image_size={size}"
+        )
+    return folder, source
+
+
+# %%
+test_eq(find_weights(make_config("demo")), None)
+with tempfile.TemporaryDirectory() as folder:
+    lay_vit(Path(folder))
+    settings = {"vit.weights": folder, "dataset.image_size": 32}
+    test_eq(find_weights(make_config("full", settings))[0], Path(folder))
+    settings["dataset.image_size"] = 64
+    test_fail(lambda: find_weights(make_config("full", settings)), contains="image_size=32")
 
 
 # %% [markdown]

@@ -1629,8 +1629,9 @@ def explain_quality(quality: dict) -> str:
         f"{quality['songs']} held-out songs, as {quality['embedding']} see them."
         + few * (quality["songs"] < 20)
         + " Under four songs give no interval." * (not interval),
-        "Obedience counts in "
-        + " and ".join(f"{k} (up to r = {v:.2f})" for k, v in allowed.items())
+        "Obedience counts up to what held-out songs surely reach: "
+        + ", ".join(f"{k} r = {v:.2f}" for k, v in allowed.items())
+        + "."
         if allowed
         else "Obedience does not count: held-out songs show no sure correlation themselves.",
     ]

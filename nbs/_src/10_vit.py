@@ -6,15 +6,14 @@
 #
 # > A Vision Transformer that reads a spectrogram as a picture and answers with valence and arousal.
 #
-# The network, where its weights come from, and which parts of it may move. It knows no loss, no
-# optimiser and no file of the run. Pretrained weights come from a folder, a Kaggle input or the
-# hub; training from scratch is a choice (`vit.weights=scratch`), never what happens when the
-# others fail.
+# The network, its weights, and which parts of it may move. It knows no loss, no optimiser and no
+# file of the run. Pretrained weights come from where section 2 finds them; training from scratch
+# is a choice (`vit.weights=scratch`), never what happens when the others fail.
 #
 # Shapes: B batch, P patches, D token width.
 
 # %%
-#| export weights
+#| export backbone
 import json
 import logging
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import transformers  # loads its models when they are named, not here
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import nn
+
+from musemo.weights import WAYS_OUT, WeightsError
 
 # %%
 #| export
@@ -36,6 +35,7 @@ import torch
 import transformers
 from torch import nn
 
+from musemo.backbone import read_backbone, read_normalisation
 from musemo.config import Config
 from musemo.descriptors import (
     band_statistics,
@@ -45,7 +45,7 @@ from musemo.descriptors import (
     tempo_lags,
 )
 from musemo.readout import Trees, pool_window_tokens
-from musemo.weights import WeightsError, locate_weights, read_backbone, read_normalisation
+from musemo.weights import find_weights
 
 # %%
 #| export descriptors
@@ -67,7 +67,7 @@ from musemo.config import SmallConfig
 #| hide
 import tempfile
 
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_close, test_eq
 from sklearn.ensemble import GradientBoostingRegressor
 
 from musemo.presets import make_config
@@ -477,116 +477,15 @@ test_eq(reader(window).shape, (2, 2))
 
 
 # %% [markdown]
-# ## Where the weights come from
+# ## Pretrained weights, with nothing left to chance
 #
-# Every source ends as a folder with `config.json` and safetensors weights, so there is one
-# reader. Other formats are refused: they can run code.
+# Section 2 says where they come from. transformers fills weights that a checkpoint lacks with
+# random numbers and only logs it. Here that is an error. What a checkpoint has too much (a
+# classifier, a pooler) is left out: the regression head takes its place.
 
 
 # %%
-#| export weights
-class WeightsError(ValueError):
-    "Weights that cannot be had or do not fit: the message names the ways out."
-
-
-_ways_out = (
-    "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
-    "2) on Kaggle, attach a ViT as an input (Add Input, Models), "
-    "3) vit.weights=scratch to train a small ViT without pretraining"
-)
-
-
-def is_vit_folder(folder: Path) -> bool:
-    "Say whether a folder holds a ViT: its config.json and safetensors weights."
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return False
-    return kind == "vit" and any(folder.glob("*.safetensors"))
-
-
-# %% [markdown]
-# Kaggle mounts a model at `/kaggle/input/SLUG/FRAMEWORK/VARIATION/VERSION`, and a data set
-# elsewhere, so the folder is found by what is in it. Of several, the one named like the wanted
-# checkpoint is taken; if that does not decide, the choice is the user's.
-
-
-# %%
-#| export weights
-def find_kaggle_weights(
-    name: str,  # the checkpoint's hub name
-    root: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
-) -> Path | None:
-    "Find a ViT among Kaggle's inputs; raises WeightsError where several would do."
-    root = Path(root)
-    found = sorted(path.parent for path in root.rglob("config.json") if is_vit_folder(path.parent))
-    wanted = name.rsplit("/", 1)[-1].lower()
-    named = [path for path in found if wanted in str(path.relative_to(root)).lower()]
-    found = named or found
-    if len(found) > 1:
-        names = ", ".join(str(path) for path in found[:5])
-        raise WeightsError(f"{len(found)} ViTs below {root}: set vit.weights to one of {names}")
-    return found[0] if found else None
-
-
-# %%
-with tempfile.TemporaryDirectory() as folder:
-    test_eq(find_kaggle_weights("google/vit-base", folder), None)
-    for name in ("vit-base", "vit-large"):
-        model.backbone.save_pretrained(Path(folder) / name / "transformers/default/1")
-    test_eq(find_kaggle_weights("google/vit-base", folder).parts[-4], "vit-base")
-    test_fail(lambda: find_kaggle_weights("my/other", folder), contains="2 ViTs below")
-
-
-# %% [markdown]
-# A hub name is downloaded once, or taken from the hub's own cache; without network and cache
-# the error says what else can be done.
-
-
-# %%
-#| export weights
-def locate_weights(
-    name: str,  # local folder or hub name
-    kaggle: str | Path = "/kaggle/input",
-) -> tuple[Path, str]:  # the folder, and where it comes from in words
-    "Bring pretrained weights to a local folder; raises WeightsError with the ways out."
-    if Path(name).is_dir():
-        if not is_vit_folder(Path(name)):
-            raise WeightsError(f"{name}: has no ViT's config.json with *.safetensors; {_ways_out}")
-        return Path(name), f"folder {Path(name).name}"
-    found = find_kaggle_weights(name, kaggle)
-    if found:
-        return found, f"Kaggle input {found.relative_to(kaggle)}"
-    try:
-        folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
-    except (OSError, HFValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"vit.weights = {name!r}: cannot be had ({reason}); {_ways_out}"
-        ) from error
-    if not is_vit_folder(Path(folder)):
-        raise WeightsError(f"vit.weights = {name!r}: is no ViT with safetensors; {_ways_out}")
-    return Path(folder), f"hub {name}"
-
-
-# %%
-with tempfile.TemporaryDirectory() as folder:
-    test_fail(lambda: locate_weights(folder), contains="ways out: 1) vit.weights=FOLDER")
-    test_fail(lambda: locate_weights("no such name", folder), contains="vit.weights=scratch")
-    model.backbone.save_pretrained(folder)
-    test_eq(locate_weights(folder)[0], Path(folder))
-
-
-# %% [markdown]
-# ## Reading them, with nothing left to chance
-#
-# transformers fills weights that a checkpoint lacks with random numbers and only logs it. Here
-# that is an error. What a checkpoint has too much (a classifier, a pooler) is left out: the
-# regression head takes its place.
-
-
-# %%
-#| export weights
+#| export backbone
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     "Keep transformers' bars and load reports off the page: what they would say is checked."
@@ -603,7 +502,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 # %%
-#| export weights
+#| export backbone
 def read_backbone(
     folder: Path,  # with config.json and *.safetensors
 ) -> nn.Module:
@@ -615,12 +514,12 @@ def read_backbone(
             )
     except Exception as error:  # safetensors and transformers each raise their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"{folder}: cannot be read as a ViT ({reason}); {_ways_out}") from error
+        raise WeightsError(f"{folder}: cannot be read as a ViT ({reason}); {WAYS_OUT}") from error
     lacking = [*info["missing_keys"], *info["mismatched_keys"]]
     if lacking:
         raise WeightsError(
             f"{folder}: {len(lacking)} weights are missing or misshapen and would start at "
-            f"random, e.g. {sorted(map(str, lacking))[0]}; {_ways_out}"
+            f"random, e.g. {sorted(map(str, lacking))[0]}; {WAYS_OUT}"
         )
     return backbone.float()  # a checkpoint in half precision would stay in it
 
@@ -632,7 +531,7 @@ def read_backbone(
 
 
 # %%
-#| export weights
+#| export backbone
 def read_normalisation(
     folder: Path,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and std, a channel
@@ -682,7 +581,7 @@ def build_vit(
     kaggle: str | Path = "/kaggle/input",  # where Kaggle mounts inputs
 ) -> EmotionViT:
     "Build the model with the weights that vit.weights names; raises WeightsError without them."
-    size, dropout = config.dataset.image_size, config.vit.dropout
+    dropout = config.vit.dropout
     if config.vit.weights == "scratch":
         if config.training.recipe == "spec":
             return EmotionViT(scratch_backbone(config), dropout=dropout)
@@ -691,15 +590,9 @@ def build_vit(
         model.classes[:] = pitch_classes(config.audio, config.small)
         model.decibels.fill_(config.audio.db_max - config.audio.db_min)
         return model
-    folder, source = locate_weights(config.vit.weights, kaggle)
-    backbone = read_backbone(folder)
-    if backbone.config.image_size != size:
-        raise WeightsError(
-            f"dataset.image_size = {size}: the weights from {source} need pictures of "
-            f"{backbone.config.image_size}; set dataset.image_size={backbone.config.image_size}"
-        )
+    folder, source = find_weights(config, kaggle)
     mean, std = read_normalisation(folder)
-    return EmotionViT(backbone, dropout=dropout, mean=mean, std=std, source=source)
+    return EmotionViT(read_backbone(folder), dropout=dropout, mean=mean, std=std, source=source)
 
 
 # %%
@@ -708,8 +601,6 @@ with tempfile.TemporaryDirectory() as folder:
     settings = {"vit.weights": folder, "dataset.image_size": 32}
     loaded = build_vit(make_config("full", settings))
     test_close(loaded.backbone(pixels)[0].detach(), model.backbone(pixels)[0].detach())
-    settings["dataset.image_size"] = 64
-    test_fail(lambda: build_vit(make_config("full", settings)), contains="dataset.image_size=32")
 
 
 # %% [markdown]

@@ -79,7 +79,6 @@ from musemo.small_training import gain_over_songs, train_small
 from musemo.tracking import track
 from musemo.vit import (
     EmotionViT,
-    WeightsError,
     build_vit,
     count_trainable,
     describe_vit,
@@ -1246,10 +1245,7 @@ def _train_once(
 ) -> tuple[EmotionViT, dict]:
     accelerator = open_accelerator(config)
     seed_everything(seed_for(seed, "vit"))
-    try:
-        model = build_vit(config).to(accelerator.device)
-    except WeightsError as error:
-        raise MusemoError(str(error)) from error
+    model = build_vit(config).to(accelerator.device)
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":
         thaw = partial(thaw_small, data=data, config=config, folder=folder)

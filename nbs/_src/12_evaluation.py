@@ -339,6 +339,11 @@ ARMS = {
 } | RIVALS
 
 
+def join_words(words: list[str]) -> str:
+    "Join words as people do."
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def say_interval(ends: list[float] | None, sign: str = "") -> str:
     "Write an interval, or that there is none."
     return f"{ends[0]:{sign}.2f} .. {ends[1]:{sign}.2f}" if ends else "-"
@@ -399,6 +404,7 @@ gain = compare_arms(folds, redrawn, "augmented", "model", songs=300)
 example = {"songs": 300, "folds": 5, "seeds": 3, "recipe": "small", "generator": "flow"}
 example |= {"scores": table.to_dict("records"), "ceiling": dict.fromkeys(AXES, {"r2": None})}
 example["gains"] = [{"who": "augmented", "over": "model"} | gain]
+test_eq([join_words(list(x)) for x in ("", "a", "ab", "abc")], ["", "a", "a and b", "a, b and c"])
 figures, gains, words = folds_tables(example)
 assert words.endswith(
     "Adding songs of the flow to the real ones: valence: does not help; arousal: does not help."
@@ -753,11 +759,14 @@ def say_intervals(record: dict) -> str:
         one = told[axis]
         lines.append(
             f"{axis.capitalize()}: {one['coverage'] * songs:.0f} of {songs} ratings lie within, "
-            f"mean width {one['width']:.2f} (with one width for all: "
-            f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f}); "
-            f"raters' spread enters with power {told['power'][axis]:g}."
+            f"mean width {one['width']:.2f}"
         )
-    return f"Intervals for {aim}, from {known} validation songs. " + " ".join(lines)
+        if power := told["power"][axis]:
+            lines[-1] += (
+                f", by the raters' spread to the power {power:g} (with one width for all: "
+                f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f})"
+            )
+    return f"Intervals for {aim}, from {known} validation songs. {'. '.join(lines)}."
 
 
 # %%
@@ -795,7 +804,7 @@ from musemo.intervals import (
     unscaled,
 )
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from musemo.verdict import RIVALS
+from musemo.verdict import RIVALS, join_words
 from musemo.descriptors import (
     band_statistics,
     harmony_statistics,
@@ -1079,16 +1088,19 @@ def say_what_it_is_worth(record: dict) -> str:
     text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
     if songs < LEAST_SONGS:
         return text + "So few songs judge nothing: read the figures as a check that all parts work."
+    lines = [
+        text + "Another seed or split moves the figures too. In brackets: by how much this model's "
+        "RMSE is lower, 95 % over songs."
+    ]
     for axis in ("valence", "arousal"):
-        verdicts = []
+        verdicts = {"better than": [], "worse than": [], "not told apart from": []}
         for rival, words in RIVALS.items():
             low, high = record[axis][f"rmse_below_{rival}_interval"]
-            verdict = (
-                "better than" if low > 0 else "worse than" if high < 0 else "no different from"
-            )
-            verdicts.append(f"{verdict} the {words} (RMSE lower by {low:.2f} .. {high:.2f})")
-        text += f"{axis.capitalize()}: {', '.join(verdicts)}. "
-    return text + "Intervals are 95 % over songs; another seed or split moves the figures too."
+            told = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+            verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
+        told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
+        lines.append(f"{axis.capitalize()}: {told}.")
+    return "\n".join(lines)
 
 
 # %%
@@ -2628,9 +2640,80 @@ test_close(opened.curve(songs[2], rate).to_numpy(), curve.to_numpy(), eps=1e-6)
 # %% [markdown]
 # ## Give it a song
 #
-# In a notebook, a song is uploaded and answered: its emotion, its curve, and around one moment
-# what raised the answer, to see and to hear. The moment is where the curve is highest, until
-# another one is chosen: an hour is explained as fast as a minute.
+# In a notebook, a song is dropped or chosen. The upload button of ipywidgets takes no dropped
+# file, and its one large message is more than Jupyter lets through for most songs that are not
+# compressed. So the song travels in parts, from a label that anything can be dropped on.
+
+# %%
+#| export drop_zone
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import ipywidgets
+
+# %%
+#| export drop_zone
+_ZONE = """
+function render({ model, el }) {
+  const zone = document.createElement("label"), input = document.createElement("input");
+  const part = 1 << 20;  // bytes of one message: Jupyter refuses ten times as much
+  async function take(file) {
+    for (let at = 0; file && at < Math.max(file.size, 1); at += part) {
+      const content = await file.slice(at, at + part).arrayBuffer();
+      model.send({ name: file.name, first: !at, last: at + part >= file.size }, null, [content]);
+    }
+  }
+  Object.assign(input, { type: "file", accept: "audio/*" });
+  input.addEventListener("change", () => take(input.files[0]));
+  zone.addEventListener("dragover", (event) => event.preventDefault());
+  zone.addEventListener("drop", (event) => {
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+  zone.append("Drop a song here, or ", input);
+  zone.style = "border: 2px dashed currentColor; border-radius: .5rem; padding: 1rem; margin: 2px;";
+  el.append(zone);
+}
+export default { render };
+"""
+
+
+def open_drop_zone(
+    take: Callable[[str, bytes], None],  # is called with a file's name and content
+) -> ipywidgets.DOMWidget:
+    "Open a place that takes a song: dropped on it, or chosen by a click or a key."
+    if not find_spec("anywidget"):  # the Kaggle kernel installs nothing: a plain button there
+        button = ipywidgets.FileUpload(accept="audio/*", description="choose a song")
+        button.observe(lambda seen: [take(x["name"], x["content"]) for x in seen["new"]], "value")
+        return button
+    from anywidget import AnyWidget
+
+    parts: list[bytes] = []
+
+    def collect(_, told: dict, buffers: list[memoryview]) -> None:
+        if told["first"]:
+            parts.clear()
+        parts.extend(map(bytes, buffers))
+        if told["last"]:
+            take(told["name"], b"".join(parts))
+
+    zone = type("DropZone", (AnyWidget,), {"_esm": _ZONE})()
+    zone.on_msg(collect)
+    return zone
+
+
+# %%
+taken = []
+zone = open_drop_zone(lambda *file: taken.append(file))
+for first, part in ((True, b"half"), (True, b"a so"), (False, b"ng")):  # the first one broke off
+    told = {"name": "mine.mp3", "first": first, "last": part == b"ng"}
+    zone._handle_custom_msg(told, [memoryview(part)])
+test_eq(taken, [("mine.mp3", b"a song")])
+
+# %% [markdown]
+# The answer is its emotion, its curve, and around one moment what raised the answer, to see and
+# to hear. The moment is where the curve is highest, until another one is chosen: an hour is
+# explained as fast as a minute.
 
 # %%
 #| export drop_song
@@ -2646,6 +2729,7 @@ from musemo.answers import emotions_table, plot_curve
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import Config
 from musemo.core import MusemoError, subplots
+from musemo.drop_zone import open_drop_zone
 from musemo.explanation import keep_relevant, map_relevance, veil_irrelevant
 from musemo.hearing import Heard
 from musemo.listening import middle
@@ -2711,7 +2795,6 @@ class SongDrop:
             raise MusemoError("the model hears by other audio settings; give its run's config")
         self.model, self.config, self.filling = model, config, False
         self.heard, self.curve = None, None
-        self.upload = ipywidgets.FileUpload(accept="audio/*", description="your song")
         options = [("or choose one", ""), *(songs or {}).items()]
         self.songs = ipywidgets.Dropdown(options=options)
         self.axis = ipywidgets.Dropdown(
@@ -2727,9 +2810,8 @@ class SongDrop:
         self.sounds = [silent_player(), silent_player()]
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
-        top = ipywidgets.HBox([self.upload, self.songs], layout=wrap)
+        top = ipywidgets.HBox([open_drop_zone(self.take), self.songs], layout=wrap)
         self.box = ipywidgets.VBox([top, self.told, self.answer])
-        self.upload.observe(self._take, "value")
         self.songs.observe(lambda change: change["new"] and self.show(change["new"]), "value")
         self.axis.observe(lambda _: self.peak(), "value")
         self.moment.observe(lambda _: self.explain(), "value")
@@ -2747,6 +2829,13 @@ class SongDrop:
         self.told.value = f"<div style='line-height: 1.4'>{table}</div>"
         self.peak()
         self.answer.layout.display = ""
+
+    def take(self, name: str, content: bytes) -> None:
+        "Answer a file that was dropped or chosen."
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            path.write_bytes(content)
+            self.show(path)
 
     def peak(self) -> None:
         "Go to the moment at which the chosen answer is highest."
@@ -2797,27 +2886,17 @@ class SongDrop:
         axes.axvspan(told["begin"], told["end"], color="black", alpha=0.1, linewidth=0)
         return png_bytes(figure)
 
-    def _take(self, change) -> None:
-        "Answer a file that was uploaded."
-        for file in change["new"]:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, Path(file["name"]).name)
-                path.write_bytes(file["content"])
-                self.show(path)
-
 
 # %%
 drop = SongDrop(model, small)
-content = memoryview(wav_bytes(np.tile(wave, 3), rate))
-file = {"name": "mine.wav", "type": "audio/wav", "size": len(content), "content": content}
-drop.upload.value = [file | {"last_modified": pd.Timestamp.now(tz="UTC").to_pydatetime()}]
+drop.take("mine.wav", wav_bytes(np.tile(wave, 3), rate))
 assert "mine.wav" in drop.told.value and drop.sounds[1].value[:4] == b"RIFF"
 before = drop.picture.value
 drop.axis.value = 0
 assert drop.picture.value[1:4] == b"PNG" and drop.picture.value != before
-drop.upload.value = [drop.upload.value[0] | {"name": "text.mp3", "content": memoryview(b"words")}]
+drop.take("text.mp3", b"words")
 assert drop.told.value.startswith("text.mp3: cannot be read as sound")
-drop.show(drop.upload.value[0]["name"])
+drop.show("text.mp3")
 test_eq((drop.told.value, drop.answer.layout.display), ("text.mp3: there is no such file", "none"))
 drop.box
 
@@ -2873,7 +2952,7 @@ for axis in ("arousal", "valence"):
     told = {
         name: "undefined"
         if metrics[axis][name]["r2"] is None
-        else f"{metrics[axis][name]['r2']:.2f}"
+        else f"{metrics[axis][name]['r2']:z.2f}"
         for name in ("model", "both", "mean")
     }
     ends = metrics[axis]["model_interval"]["r2"]
@@ -2952,12 +3031,12 @@ else:
 order = np.argsort(-np.hypot(*(predicted - rated).T))
 worst = pd.DataFrame({"song": test_songs["song_id"]})
 for i, axis in enumerate(("valence", "arousal")):
-    worst[f"{axis} rated (1-9)"] = 5 + 4 * rated[:, i]
-    worst[f"{axis} predicted (1-9)"] = 5 + 4 * predicted[:, i]
+    worst[f"{axis} rated (1-9)"] = (5 + 4 * rated[:, i]).round(1)
+    worst[f"{axis} predicted (1-9)"] = (5 + 4 * predicted[:, i]).round(1)
     ends = 5 + 4 * np.stack([low[:, i], high[:, i]], axis=1)
     worst[f"{axis} interval (1-9)"] = [f"{one[0]:.1f} .. {one[1]:.1f}" for one in ends]
-worst["distance ([-1, 1])"] = np.hypot(*(predicted - rated).T)
-display(worst.iloc[order[:8]].round(2))
+worst["distance ([-1, 1])"] = np.hypot(*(predicted - rated).T).round(2)
+display(worst.iloc[order[:8]].reset_index(drop=True))
 network = load_vit(run, config)
 test_data = build_loaders(run, config, mean=network.mean, std=network.std)["test"].dataset
 for i in order[: config.judgement.worst_songs]:

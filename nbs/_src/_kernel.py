@@ -30,17 +30,21 @@ import time
 from datetime import timedelta
 
 run, clock = Run(Path(out)), [time.monotonic()]
+executed = Path("__notebook__.ipynb")  # Kaggle's papermill keeps here what has run so far
 run_record = {"sections": {}, "units": {"sections": "seconds"}}
 
 
 def end_section(name: str, coming: str) -> None:
-    "Keep how long a section took, and say in the log what comes next."
+    "Keep how long a section took and what it showed; say in the log what comes next."
     clock.append(time.monotonic())
     run_record["sections"][name] = round(clock[-1] - clock[-2], 1)
     run.save("run.json", run_record)
+    if executed.exists():  # not where someone sits at the notebook
+        run.path("kernel.ipynb").write_bytes(executed.read_bytes())
     passed = timedelta(seconds=round(clock[-1] - clock[0]))
     print(f"{passed} {name} is done, {run_record['sections'][name]:.0f} s; next: {coming}")
 
 
 # %% tags=["later"]
 config = make_config(preset, {"data.path": data, **values})
+find_weights(config)  # section 10 needs them: hours from now would be late to say that they lack
