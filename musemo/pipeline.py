@@ -89,8 +89,9 @@ _MATTERS_FROM = {
     "augmentation": 9,
     "vit": 9,
     "training.recipe": 9,
+    "training.unfreeze": 10,
     "training": 11,
-    "small": 11,
+    "small": 10,
     "judgement": 12,
 }
 
@@ -158,10 +159,10 @@ def working_run(
             log.warning("changed: %s; sections from %d on are made again", names, needed)
             first = needed
         config, record = with_data(config, run.folder.parent), load_record(run)
+        forget_stale(run, config, record)  # first: what is forgotten already is not looked at
         again = SECTIONS[first - 1 :] if first else SECTIONS[only - 1 : only] if only else ()
         for section in again:
             forget(record, section.name)
-        forget_stale(run, config, record)
         if changed:
             forget(record, SECTIONS[1].name)  # its page shows every field
         # What is to be made again is forgotten first: a run cut off here must not look complete.

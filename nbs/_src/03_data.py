@@ -1307,7 +1307,8 @@ for panel, song in zip(axes[1:], shown.itertuples(), strict=True):
     )
 figure.colorbar(image, ax=axes[-1], label="level (dB)")
 counts = ", ".join(f"{n} {split}" for split, n in usable["split"].value_counts().items())
-number = f"{len(usable)} songs ({counts}), {len(audit['exchanged'])} labels corrected"
+corrected = len(audit["exchanged"]) if audit["applied"] else 0
+number = f"{len(usable)} songs ({counts}), {corrected} labels corrected"
 run.headline("03_data", number, figure)
 
 # %% [markdown]

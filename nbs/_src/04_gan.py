@@ -358,6 +358,19 @@ assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)
 
 # %%
 #| export
+def smooth_std(x: torch.Tensor, dim: int) -> torch.Tensor:
+    "Give the standard deviation along a dimension; its gradient is finite where all is alike."
+    return (x.var(dim=dim, correction=0) + 1e-8).sqrt()
+
+
+# %%
+alike = torch.ones(2, 3, requires_grad=True)
+smooth_std(alike, 1).sum().backward()
+test_eq(alike.grad.isfinite().all().item(), True)
+
+
+# %%
+#| export
 def halving(inputs: int, outputs: int) -> nn.Module:
     "Make a strided convolution: (B, inputs, m, t) -> (B, outputs, m / 2, t / 2)."
     return nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
@@ -405,8 +418,8 @@ class Discriminator(nn.Module):
             x = layer(x) if i else layer(x) + self.position
             x = F.leaky_relu(x, 0.2)
         columns = F.leaky_relu(self.over_bands(x)[:, :, 0], 0.2)  # (B, C, T / 16)
-        seen = torch.cat([columns.mean(2), columns.std(2, correction=0)], dim=1)
-        spread = 10 * seen.std(dim=0, correction=0).mean()  # Karras 2018, over the batch
+        seen = torch.cat([columns.mean(2), smooth_std(columns, 2)], dim=1)
+        spread = 10 * smooth_std(seen, 0).mean()  # Karras 2018, over the batch
         whole = self.whole(torch.cat([seen, spread.expand(len(x), 1)], dim=1))
         return whole, self.column(columns)[:, 0], self.place(x).flatten(1)
 
