@@ -157,5 +157,5 @@ def test_two_test_songs_are_enough_to_finish(tmp_path):
     metrics, predictions = evaluate_vit(*make_run(tmp_path, train=6, val=2, test=2))
     assert metrics["arousal"]["model_interval"]["r2"] is None
     assert "judge nothing" in say_what_it_is_worth(metrics)
-    assert metrics_table(metrics).shape == (12, 5) and len(predictions) == 4
+    assert metrics_table(metrics).shape == (14, 5) and len(predictions) == 4
     assert quadrant_of(predictions[["valence", "arousal"]].to_numpy()).shape == (4,)

@@ -69,7 +69,12 @@ def test_the_predictor_goes_on_with_half_the_pictures(run, monkeypatch, capsys):
             "[enforce] not enough memory: you tried",
             "synthesis.songs",
         ),
-        ("11_vit_training", "OutOfMemoryError", "CUDA out of memory", "dataset.batch_size"),
+        (
+            "11_vit_training",
+            "OutOfMemoryError",
+            "CUDA out of memory",
+            "small.batch_size or dataset.batch_size",
+        ),
     ],
 )
 def test_a_section_that_runs_out_names_the_setting(
