@@ -198,7 +198,7 @@ def test_a_table_has_no_debris_of_pandas():
     table = pd.DataFrame({"valence_std": [0.5, None], "file": ["a_b.mp3", "c.mp3"]})
     page = _tidy_table(table.to_html())
     assert "NaN" not in page and "<th>0</th>" not in page and "<td>a_b.mp3</td>" in page
-    assert "<th>valence std</th>" in page and page.count("<th") == 2
+    assert "<th>valence std</th>" in page and page.count("<th>") == 2
     for kept in (table.set_index("file"), table.rename_axis("step"), table[1:]):
         assert _tidy_table(kept.to_html()).count("<th>") >= 3
 
