@@ -103,7 +103,7 @@ def _join_code(cells: list) -> list:
     return joined
 
 
-WIDE = 800  # pixels: wider pictures have several panels, too small to read on a phone
+WIDE = 560  # pixels: wider pictures are too small to read on a phone, if they were to fit
 
 
 def _describe_pictures(cells: list, title: str, number: str) -> None:

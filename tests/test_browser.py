@@ -1,7 +1,8 @@
 """Every page of a run in a real browser: what a reader sees, hears and can reach by keyboard."""
 
 import os
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from musemo.core import Run
 from musemo.pipeline import write_index
 from musemo.records import load_config
 from musemo.sections import SECTIONS
+from tests.conftest import CHROMIUM, ROOT, in_chromium
 
-CHROMIUM = shutil.which("chromium")
+pytestmark = in_chromium
 REPORTS = [f"reports/{section.name}" for section in SECTIONS]
 NAMES = ["index", *REPORTS, "../a part/index", "../compare"]
 LARGEST = 15e6  # bytes
@@ -31,8 +33,6 @@ def pages(smoke_run):
 @pytest.fixture(scope="module")
 def browser():
     "Debian's Chromium; playwright brings none of its own here."
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     # The sandbox wants rights that a container's root has not.
@@ -191,3 +191,13 @@ def test_all_settings_unfold(visit, pages):
     page.get_by_text("All ", exact=False).filter(has_text="fields").click()
     assert field.is_visible()
     assert Path(pages / "index.html").read_text().count("<tr><th>gan.") > 10
+
+
+def test_without_chromium_tests_in_it_are_skipped_with_a_clear_word():
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    command += ["tests/test_browser.py::test_a_page_is_whole", "tests/test_widgets.py"]
+    environment = os.environ | {"PATH": ""}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    told = subprocess.run([*command, "-k", "whole or jupyterlab"], **options).stdout
+    assert f"{len(NAMES) + 2} skipped" in told and "passed" not in told and "failed" not in told
+    assert "Chromium is not installed: apt-get install chromium" in told

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -25,8 +24,7 @@ from musemo.form import ConfigForm, config_call, config_command
 from musemo.prediction import EmotionModel
 from musemo.presets import PRESETS, field_table, flatten, make_config
 from musemo.song_browser import SongBrowser
-
-CHROMIUM = shutil.which("chromium")
+from tests.conftest import CHROMIUM, in_chromium
 
 
 def watch(widget, trait="value"):
@@ -234,13 +232,11 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def run_cell(request):
+def run_cell(lab):
     "Run code as the one cell of a notebook in a real JupyterLab; gives the page."
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
-    address, folder = request.getfixturevalue("lab")
+    address, folder = lab
     # The sandbox wants rights that a container's root has not.
     flags = ["--disable-gpu", "--mute-audio"] + ["--no-sandbox"] * (os.geteuid() == 0)
     with sync_playwright() as playwright:
@@ -271,6 +267,7 @@ config = load_config(run)
 """
 
 
+@in_chromium
 def test_a_song_is_clicked_in_a_real_jupyterlab(run_cell, smoke_run):
     code = OPEN_RUN.format(folder=str(smoke_run)) + (
         "from musemo.song_browser import SongBrowser\nSongBrowser(run, config).box"
@@ -293,6 +290,7 @@ def test_a_song_is_clicked_in_a_real_jupyterlab(run_cell, smoke_run):
     assert sound.evaluate("x => x.duration") == pytest.approx(3, abs=0.6)
 
 
+@in_chromium
 def test_a_song_is_dropped_and_another_chosen_in_a_real_jupyterlab(run_cell, smoke_run, tmp_path):
     "The dropped one is larger than a message of Jupyter's may be."
     code = OPEN_RUN.format(folder=str(smoke_run)) + (

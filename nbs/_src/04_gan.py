@@ -1237,7 +1237,10 @@ torch.manual_seed(config.seed)
 generator, discriminator = build_gan(config)
 sizes = network_sizes(generator=generator, discriminator=discriminator)
 megabytes = training_memory(config, generator, discriminator)
-{**sizes, "training, MB": round(megabytes)}
+print(
+    f"The GAN: {sizes['generator'] / 1e6:.2f} M parameters draw, "
+    f"{sizes['discriminator'] / 1e6:.2f} M judge; training holds {megabytes:.0f} MB."
+)
 
 # %% [markdown]
 # Left: a window of a real song. Right: the untrained generator, lines without music.
