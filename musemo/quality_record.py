@@ -143,7 +143,7 @@ def explain_quality(quality: dict) -> str:
             )
     return "\n".join(lines)
 
-# %% ../nbs/06_gan_quality.ipynb #eb5ec461
+# %% ../nbs/06_gan_quality.ipynb #f88388cd
 def compare_generators(
     quality: dict,  # content of gan_quality.json
     times: dict[str, dict],  # as read_times gives it
@@ -159,7 +159,7 @@ def compare_generators(
             ends = x["obedience_interval"][axis]
             numbers[f"obedience, {axis} (r)"] = r
             numbers[f"obedience, {axis}, 90 % interval (r)"] = (
-                "{:.2f} to {:.2f}".format(*ends) if ends else None
+                "{:z.2f} to {:z.2f}".format(*ends) if ends else None
             )
         columns[name] = numbers | {
             "coverage (share)": covered,

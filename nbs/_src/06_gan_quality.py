@@ -1680,7 +1680,7 @@ def compare_generators(
             ends = x["obedience_interval"][axis]
             numbers[f"obedience, {axis} (r)"] = r
             numbers[f"obedience, {axis}, 90 % interval (r)"] = (
-                "{:.2f} to {:.2f}".format(*ends) if ends else None
+                "{:z.2f} to {:z.2f}".format(*ends) if ends else None
             )
         columns[name] = numbers | {
             "coverage (share)": covered,
