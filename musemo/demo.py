@@ -32,7 +32,7 @@ from joblib import cpu_count, delayed
 from musemo.core import MusemoError
 from musemo.jobs import run_jobs
 
-VERSION = 2  # to be raised when a seed would sound or be labelled differently
+EDITION = 2  # to be raised when a seed would sound or be labelled differently
 RATE = 44_100  # Hz, as DEAM's clips
 GAIN = 1.6  # the same for every piece, so that soft pieces stay soft; no peak reaches 1
 AUDIO = "DEAM_audio/MEMD_audio"
@@ -279,7 +279,7 @@ def compose_demo(
     for (name, value), (low, high) in zip(spec.items(), limits, strict=True):
         if not low <= value <= high:
             raise MusemoError(f"{name} is {value}: it must lie in {low}-{high}")
-    wanted = f"Edition {VERSION}: {songs} songs of {seconds:g} s, seed {seed}."
+    wanted = f"Edition {EDITION}: {songs} songs of {seconds:g} s, seed {seed}."
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         notice = folder / "README.txt"
         text = notice.read_text() if notice.is_file() else ""

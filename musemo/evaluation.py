@@ -37,7 +37,7 @@ from musemo.descriptors import (
 from .readout import boosted_trees, ridge_regression
 from .vit import EmotionViT, predict_songs, revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #4325e4a7
+# %% ../nbs/12_evaluation.ipynb #002e8380
 def song_statistics(
     log_mel: np.ndarray,  # (N, M, T) in [-1, 1]
     frames: np.ndarray,  # (N,) valid frames
@@ -87,11 +87,8 @@ def predict_baselines(
     judged: WindowDataset,
 ) -> dict[str, np.ndarray]:  # of RIVALS: (N, 2) on [-1, 1]
     "Predict songs with the training songs' mean label, a ridge, boosted trees, and means of both."
-    known, asked, bands = (
-        song_features(train),
-        song_features(judged),
-        slice(3 * train.log_mel.shape[1] // 2),
-    )
+    known, asked = song_features(train), song_features(judged)
+    bands = slice(3 * train.log_mel.shape[1] // 2)  # the first columns: song_statistics
     answers = fit_rivals(known[:, bands], train, asked[:, bands])
     whole = fit_rivals(known, train, asked)
     answers["both"] = (answers["ridge"] + answers["boosting"]) / 2

@@ -44,7 +44,7 @@ def score_columns(
         scores["r"] = scores["r"].masked_fill(either, torch.nan)
     return {name: values.numpy() for name, values in scores.items()}
 
-# %% ../nbs/12_evaluation.ipynb #a6a63094
+# %% ../nbs/12_evaluation.ipynb #890177dd
 LEAST_SONGS = 5  # with fewer, redrawing says nothing
 
 
@@ -57,8 +57,6 @@ def draw_rows(
     "Draw groups with replacement until there are as many songs as before; the last may be cut."
     _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sizes = np.bincount(group)
-    if len(sizes) == len(group):
-        return rng.integers(0, len(group), (len(group), draws))
     members = np.split(np.argsort(group, kind="stable"), sizes.cumsum()[:-1])
     rows = np.empty((len(group), draws), dtype=int)
     for i in range(draws):

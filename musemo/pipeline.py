@@ -9,7 +9,7 @@ from pathlib import Path
 from musemo.config import Config
 from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
-from musemo.demo import compose_demo
+from musemo.demo import EDITION, compose_demo
 from musemo.keeping import (
     claim,
     match_artifacts,
@@ -19,7 +19,7 @@ from musemo.keeping import (
 )
 from musemo.execution import execute, log, log_to, suite_bar
 from musemo.peak_memory import watch_memory
-from musemo.presets import changed_fields, make_config, read_config, save_config
+from musemo.presets import WITHOUT_EFFECT, changed_fields, make_config, read_config, save_config
 from musemo.index import index_page
 from musemo.records import forget, load_config, load_record
 from musemo.report import link_reports
@@ -32,7 +32,8 @@ def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
     if config.data.path:
         return config
     data = config.data
-    music = folder.resolve() / f"music-{data.demo_songs}x{data.demo_seconds:g}s"
+    name = f"music-{data.demo_songs}x{data.demo_seconds:g}s-v{EDITION}"  # an old one may be there
+    music = folder.resolve() / name
     if compose:
         compose_demo(music, songs=data.demo_songs, seconds=data.demo_seconds)
     tree = config.model_dump(mode="json")
@@ -73,14 +74,11 @@ def _notebook_folder() -> Path:
 
 # The first section that a field, or else its part, matters to; others matter from the start.
 _MATTERS_FROM = {
-    "data.backend": 13,  # nothing of a run depends on who decoded it
-    "data.workers": 13,
-    "data.cache": 13,
+    **dict.fromkeys(WITHOUT_EFFECT, 13),
     "generators": 4,
     "gan": 4,
     "residual": 4,
     "flow": 4,
-    "checkpoint": 5,
     "synthesis.jitter": 5,  # generators train and are judged with it
     "synthesis": 7,
     "quality": 6,

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RIVALS', 'ARMS', 'AXES', 'PROTOCOLS', 'deal_folds', 'folds_key', 'load_folds', 'score_folds', 'compare_arms', 'join_words', 'say_interval', 'folds_tables', 'say_folds', 'score_leakage', 'leakage_table', 'noise_ceiling']
 
-# %% ../nbs/12_evaluation.ipynb #b9de8540
+# %% ../nbs/12_evaluation.ipynb #5b59ff96
 import hashlib
 from collections.abc import Sequence
 
@@ -13,6 +13,7 @@ import pandas as pd
 from .config import Config
 from .core import Run
 from .metrics import interval_95, redraw_songs, score_columns
+from .presets import WITHOUT_EFFECT, flatten
 
 # %% ../nbs/12_evaluation.ipynb #ccdc567d
 def deal_folds(
@@ -30,20 +31,20 @@ def deal_folds(
         filled[fold_of[name]] += sizes[name]
     return fold_of[members]
 
-# %% ../nbs/12_evaluation.ipynb #02e8dc1b
-_NO_MATTER = {"checkpoint": True, "data": {"path", "workers", "backend", "cache"}}
-
-
+# %% ../nbs/12_evaluation.ipynb #85545c97
 def folds_key(run: Run, config: Config) -> str:
     "Mark the songs and settings that folds are made of."
-    about = config.model_dump_json(exclude=_NO_MATTER) + run.path("songs.csv").read_text()
+    fields = flatten(config)
+    for name in ("data.path", *WITHOUT_EFFECT):
+        del fields[name]
+    about = repr(fields) + run.path("songs.csv").read_text()
     return hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
 
 
 def load_folds(run: Run, config: Config) -> dict | None:  # None: none of these songs and settings
     "Read what `musemo evaluate` found on this run."
     found = run.load("folds.json") if run.has("folds.json") else None
-    return found if found and found["key"] == folds_key(run, config) else None
+    return found if found and found.get("key") == folds_key(run, config) else None
 
 # %% ../nbs/12_evaluation.ipynb #cf6121fd
 def score_folds(
@@ -89,13 +90,13 @@ def compare_arms(
         record[axis] = {"r2_gain": gain, "interval": ends, "verdict": verdict}
     return record
 
-# %% ../nbs/12_evaluation.ipynb #21705270
+# %% ../nbs/12_evaluation.ipynb #ed22d26e
 RIVALS = {
     "mean": "mean predictor",
     "ridge": "ridge on statistics",
     "boosting": "boosted trees on statistics",
     "both": "mean of ridge and boosted trees",
-    "features": "the same with rhythm and harmony",
+    "features": "ridge and boosted trees with rhythm and harmony",
 }
 ARMS = {
     "model": "this model, real songs",

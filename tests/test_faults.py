@@ -95,6 +95,14 @@ def test_a_damaged_artifact_is_made_again_with_a_warning(
         assert said in capsys.readouterr().err and said in (out / "run.log").read_text()
 
 
+def test_a_damaged_artifact_is_not_taken_at_its_word_by_from(copied, small_config):
+    (out, executed), path = copied, copied[0] / "gan.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    run_suite(small_config, out, first=5)
+    assert executed == NAMES[4:] and path.read_bytes() == whole
+
+
 def test_sections_after_one_that_left_something_else_are_made_again(
     copied, small_config, monkeypatch
 ):

@@ -80,7 +80,7 @@ MAY_IMPORT = {
         *("augmentation", "processes", "activation_cache", "small_training", "tracking", "memory"),
     },
     "metrics": set(),
-    "verdict": {"core", "config", "metrics"},
+    "verdict": {"core", "config", "presets", "metrics"},
     "intervals": {"readout"},
     "evaluation_plots": {"core"},
     "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},

@@ -63,6 +63,14 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(name, tmp_path, 
     assert json.loads((cut.folder / f"{name}_times.json").read_text())["steps"] == 5
 
 
+@pytest.mark.parametrize("name", ["gan", "residual"])
+def test_a_window_of_one_column_is_learnt_from(name, tmp_path):
+    "Where all columns are alike their spread has no slope, and the penalties are slopes of slopes."
+    run = write_run(tmp_path, 0.0)
+    _, _, windows = FITS[name](run, small(**{"gan.frames": 16}))
+    assert windows.shape[-1] == 16 and np.isfinite(windows).all()
+
+
 def section_5(run, config):
     for stage in SECTIONS[4].stages(config):
         stage.make(run, config)

@@ -849,6 +849,10 @@ def field_table(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# Fields that say how something is made and not what: nothing that is kept depends on them.
+WITHOUT_EFFECT = ("checkpoint", "data.backend", "data.cache", "data.workers")
+
+
 def changed_fields(old: Config, new: Config) -> list[str]:
     "Name the fields in which two configurations differ, as 'field: old -> new'."
     before, after = flatten(old), flatten(new)

@@ -112,8 +112,6 @@ def draw_rows(
     "Draw groups with replacement until there are as many songs as before; the last may be cut."
     _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sizes = np.bincount(group)
-    if len(sizes) == len(group):
-        return rng.integers(0, len(group), (len(group), draws))
     members = np.split(np.argsort(group, kind="stable"), sizes.cumsum()[:-1])
     rows = np.empty((len(group), draws), dtype=int)
     for i in range(draws):
@@ -195,6 +193,7 @@ import pandas as pd
 from musemo.config import Config
 from musemo.core import Run
 from musemo.metrics import interval_95, redraw_songs, score_columns
+from musemo.presets import WITHOUT_EFFECT, flatten
 
 
 # %%
@@ -219,21 +218,22 @@ def deal_folds(
 # What folds found holds for their songs and settings. A run that was made again with others keeps
 # the file, but shows nothing of it.
 
+
 # %%
 #| export verdict
-_NO_MATTER = {"checkpoint": True, "data": {"path", "workers", "backend", "cache"}}
-
-
 def folds_key(run: Run, config: Config) -> str:
     "Mark the songs and settings that folds are made of."
-    about = config.model_dump_json(exclude=_NO_MATTER) + run.path("songs.csv").read_text()
+    fields = flatten(config)
+    for name in ("data.path", *WITHOUT_EFFECT):
+        del fields[name]
+    about = repr(fields) + run.path("songs.csv").read_text()
     return hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
 
 
 def load_folds(run: Run, config: Config) -> dict | None:  # None: none of these songs and settings
     "Read what `musemo evaluate` found on this run."
     found = run.load("folds.json") if run.has("folds.json") else None
-    return found if found and found["key"] == folds_key(run, config) else None
+    return found if found and found.get("key") == folds_key(run, config) else None
 
 
 # %%
@@ -329,7 +329,7 @@ RIVALS = {
     "ridge": "ridge on statistics",
     "boosting": "boosted trees on statistics",
     "both": "mean of ridge and boosted trees",
-    "features": "the same with rhythm and harmony",
+    "features": "ridge and boosted trees with rhythm and harmony",
 }
 ARMS = {
     "model": "this model, real songs",
@@ -876,11 +876,8 @@ def predict_baselines(
     judged: WindowDataset,
 ) -> dict[str, np.ndarray]:  # of RIVALS: (N, 2) on [-1, 1]
     "Predict songs with the training songs' mean label, a ridge, boosted trees, and means of both."
-    known, asked, bands = (
-        song_features(train),
-        song_features(judged),
-        slice(3 * train.log_mel.shape[1] // 2),
-    )
+    known, asked = song_features(train), song_features(judged)
+    bands = slice(3 * train.log_mel.shape[1] // 2)  # the first columns: song_statistics
     answers = fit_rivals(known[:, bands], train, asked[:, bands])
     whole = fit_rivals(known, train, asked)
     answers["both"] = (answers["ridge"] + answers["boosting"]) / 2
