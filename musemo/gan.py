@@ -136,10 +136,10 @@ class Generator(nn.Module):
             x = layer(x, condition, parts[i])
         return torch.tanh(in_full(self.last, x) + self.level)[..., :frames]
 
-# %% ../nbs/04_gan.ipynb #dfd66cef
+# %% ../nbs/04_gan.ipynb #75c15245
 def smooth_std(x: torch.Tensor, dim: int) -> torch.Tensor:
     "Give the standard deviation along a dimension; its gradient is finite where all is alike."
-    return (x.var(dim=dim, correction=0) + 1e-8).sqrt()
+    return (x.float().var(dim=dim, correction=0) + 1e-8).sqrt()  # in half precision 1e-8 is 0
 
 # %% ../nbs/04_gan.ipynb #c815cd2b
 def halving(inputs: int, outputs: int) -> nn.Module:

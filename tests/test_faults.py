@@ -210,8 +210,9 @@ def test_the_second_of_two_runs_in_one_folder_says_so(small_config, tmp_path):
 def test_interrupting_leaves_no_process_behind(small_config, tmp_path):
     process = start_run(small_config, tmp_path / "run", "--until", "5")
     wait_for(lambda: begins(tmp_path / "run", "03_data"), process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children  # the section's kernel
+    parent = psutil.Process(process.pid)
+    wait_for(lambda: parent.children(recursive=True), process)  # the section's kernel
+    children = parent.children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=180)
     assert process.returncode != 0

@@ -360,7 +360,7 @@ assert not torch.equal(generator(noise, labels), generator(noise, labels.flip(0)
 #| export
 def smooth_std(x: torch.Tensor, dim: int) -> torch.Tensor:
     "Give the standard deviation along a dimension; its gradient is finite where all is alike."
-    return (x.var(dim=dim, correction=0) + 1e-8).sqrt()
+    return (x.float().var(dim=dim, correction=0) + 1e-8).sqrt()  # in half precision 1e-8 is 0
 
 
 # %%
