@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['FITTED', 'deal_songs', 'Songs', 'Learner', 'check_finite', 'train', 'training_songs', 'training_identity', 'as_columns', 'draw_samples', 'load_fitted', 'save_fitted', 'fit_generator']
 
-# %% ../nbs/05_gan_training.ipynb #2101e033
+# %% ../nbs/05_gan_training.ipynb #2165bce7
 import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def training_identity(config: Config, songs: Songs, name: str) -> str:
         whole.update(np.ascontiguousarray(array).tobytes())
     return whole.hexdigest()
 
-# %% ../nbs/05_gan_training.ipynb #33a05838
+# %% ../nbs/05_gan_training.ipynb #96bedcda
 def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     "Turn rows into columns fit for JSON: six decimals, None for what is not finite."
     table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
@@ -192,10 +193,10 @@ def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 def draw_samples(
     learner: Learner,
+    config: Config,
     labels: np.ndarray,  # (N, 2) of training songs
 ) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
     "Draw the windows that section 6 judges, in the precision of the training."
-    config = learner.config
     rng = rng_for(config.seed, "samples")
     chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
     asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
@@ -235,7 +236,7 @@ def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object
     for end in FITTED:
         run.save(name + end, weights if end == ".safetensors" else results[end])
 
-# %% ../nbs/05_gan_training.ipynb #70ef3e81
+# %% ../nbs/05_gan_training.ipynb #a69a8e86
 def fit_generator(
     run: Run,
     config: Config,
@@ -252,7 +253,8 @@ def fit_generator(
     def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
         seed_everything(seed_for(config.seed, name, "weights"))
         learner = kind(config, songs, pick_device(config.device))
-        options = {"identity": identity, "every": config.checkpoint}
+        # Half a batch is another training: its steps do not go on from those of a whole one.
+        options = {"identity": f"{identity} x {learner.batch_size}", "every": config.checkpoint}
         keeper = Keeper(run, name, learner.movers, learner.average, **options)
         options = {"seed": seed_for(config.seed, name), "rows": keeper.restore()}
         return learner, keeper, train(learner, songs, name, keep=keeper.keep, **options)
@@ -260,12 +262,15 @@ def fit_generator(
     section = "flow" if name == "flow" else "gan"  # the GANs share their batch
     learner, keeper, rows = with_half_batch(attempt, config, section)
     seconds, begun = keeper.seconds(), time.perf_counter()
-    asked, windows = draw_samples(learner, songs.labels)
+    draw = partial(draw_samples, learner, labels=songs.labels)
+    asked, windows = with_half_batch(draw, config, "gan")  # of which samples are drawn
     drawing = (time.perf_counter() - begun) / len(windows)
     times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
     history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
+    history["units"]["batch_size"] = "windows"
     history |= {"identity": identity, "settings": weight_settings(config, name)}
+    history["batch_size"] = learner.batch_size  # half of what was asked for where memory ran out
     results = {"_samples.npy": windows, "_samples.csv": asked}
     save_fitted(run, name, learner, results | {"_times.json": times, "_history.json": history})
     run.path(keeper.file).unlink(missing_ok=True)

@@ -71,7 +71,7 @@ class Mover:
         if parts["scale"]:
             self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
 
-# %% ../nbs/05_gan_training.ipynb #63f202a3
+# %% ../nbs/05_gan_training.ipynb #4f9a4218
 class Keeper:
     "Keeps the state of a training in a file of the run."
 
@@ -112,7 +112,11 @@ class Keeper:
         "Go back to the state in the file, where there is one of this training."
         if not self.run.has(self.file):
             return []
-        state = self.run.load(self.file)
+        try:
+            state = self.run.load(self.file)
+        except MusemoError:  # of a power cut, say: all that is lost is time
+            print(f"{self.file} is damaged: training starts anew")
+            return []
         about = json.loads(state.pop("about").numpy().tobytes())
         if about["identity"] != self.identity:
             print(f"{self.file} is of other songs or settings: training starts anew")

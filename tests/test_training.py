@@ -197,6 +197,39 @@ def test_a_state_of_another_training_is_not_used(change, tmp_path, killed_after,
     assert run.load("flow_times.json")["steps"] == 5
 
 
+def test_a_damaged_state_is_left_behind(tmp_path, killed_after, capsys):
+    run = write_run(tmp_path, 0.0)
+    killed_after(2)
+    with pytest.raises(Killed):
+        fit_flow(run, small())
+    state = run.path("flow_checkpoint.safetensors")
+    state.write_bytes(state.read_bytes()[:-100])
+    killed_after(-1)
+    fit_flow(run, small())
+    assert "flow_checkpoint.safetensors is damaged: training starts anew" in capsys.readouterr().out
+    assert run.load("flow_times.json")["steps"] == 5
+
+
+def test_half_a_batch_is_a_training_of_its_own(tmp_path, killed_after, count_steps, monkeypatch):
+    "Cut off and resumed it makes all its steps, though memory runs out with the whole batch again."
+    run, learn = write_run(tmp_path, 0.0), GanLearner.learn
+
+    def need_memory(self, *arguments):
+        if self.batch_size == 4:
+            raise torch.OutOfMemoryError
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(GanLearner, "learn", need_memory)
+    killed_after(3)
+    with pytest.raises(Killed):
+        fit_gan(run, small())
+    killed_after(-1)
+    history, _, _ = fit_gan(run, small())
+    whole = GanLearner(small(**{"gan.batch_size": 2}), Songs(*music(4)), torch.device("cpu"))
+    assert history["batch_size"] == 2
+    assert run.load("gan_times.json")["steps"] == count_steps["gan"] == whole.steps > 5
+
+
 def test_times_are_written(tmp_path):
     run = write_run(tmp_path, 0.0)
     fit_flow(run, small())
@@ -231,7 +264,7 @@ def test_half_precision_moves_every_weight(name, precision):
     for key, network in networks.items():
         moved = [not torch.equal(*x) for x in zip(before[key], network.parameters(), strict=True)]
         assert np.mean(moved) > 0.85, key  # what only labels reach stays still at first
-    _, windows = draw_samples(learner, songs.labels)
+    _, windows = draw_samples(learner, config, songs.labels)
     assert np.isfinite(windows).all() and windows.std() > 0.01
 
 

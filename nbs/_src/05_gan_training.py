@@ -30,6 +30,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -289,7 +290,11 @@ class Keeper:
         "Go back to the state in the file, where there is one of this training."
         if not self.run.has(self.file):
             return []
-        state = self.run.load(self.file)
+        try:
+            state = self.run.load(self.file)
+        except MusemoError:  # of a power cut, say: all that is lost is time
+            print(f"{self.file} is damaged: training starts anew")
+            return []
         about = json.loads(state.pop("about").numpy().tobytes())
         if about["identity"] != self.identity:
             print(f"{self.file} is of other songs or settings: training starts anew")
@@ -443,10 +448,10 @@ def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 def draw_samples(
     learner: Learner,
+    config: Config,
     labels: np.ndarray,  # (N, 2) of training songs
 ) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
     "Draw the windows that section 6 judges, in the precision of the training."
-    config = learner.config
     rng = rng_for(config.seed, "samples")
     chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
     asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
@@ -509,7 +514,8 @@ def fit_generator(
     def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
         seed_everything(seed_for(config.seed, name, "weights"))
         learner = kind(config, songs, pick_device(config.device))
-        options = {"identity": identity, "every": config.checkpoint}
+        # Half a batch is another training: its steps do not go on from those of a whole one.
+        options = {"identity": f"{identity} x {learner.batch_size}", "every": config.checkpoint}
         keeper = Keeper(run, name, learner.movers, learner.average, **options)
         options = {"seed": seed_for(config.seed, name), "rows": keeper.restore()}
         return learner, keeper, train(learner, songs, name, keep=keeper.keep, **options)
@@ -517,12 +523,15 @@ def fit_generator(
     section = "flow" if name == "flow" else "gan"  # the GANs share their batch
     learner, keeper, rows = with_half_batch(attempt, config, section)
     seconds, begun = keeper.seconds(), time.perf_counter()
-    asked, windows = draw_samples(learner, songs.labels)
+    draw = partial(draw_samples, learner, labels=songs.labels)
+    asked, windows = with_half_batch(draw, config, "gan")  # of which samples are drawn
     drawing = (time.perf_counter() - begun) / len(windows)
     times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
     history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
+    history["units"]["batch_size"] = "windows"
     history |= {"identity": identity, "settings": weight_settings(config, name)}
+    history["batch_size"] = learner.batch_size  # half of what was asked for where memory ran out
     results = {"_samples.npy": windows, "_samples.csv": asked}
     save_fitted(run, name, learner, results | {"_times.json": times, "_history.json": history})
     run.path(keeper.file).unlink(missing_ok=True)
