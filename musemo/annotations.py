@@ -122,22 +122,29 @@ def read_own_table(
         songs[f"{label}_std"] = np.nan
     return songs.reset_index(drop=True)
 
-# %% ../nbs/03_data.ipynb #57f9af4a
+# %% ../nbs/03_data.ipynb #fce0ce03
 def read_artists(paths: list[Path]) -> dict[int, str]:
     "Read who made which song, from DEAM's metadata tables where they are there."
     artists = {}
     for path in paths:
         # Artists are welcome, not needed: an odd letter or row must not end a run.
-        table = pd.read_csv(path, dtype=str, encoding_errors="replace", on_bad_lines="skip")
+        options = {"encoding_errors": "replace", "on_bad_lines": "skip"}
+        try:
+            table = pd.read_csv(path, dtype=str, **options)
+        except (ValueError, OSError) as error:
+            raise MusemoError(
+                f"{path}: is no readable table of artists ({error}); mend it or remove it"
+            ) from error
         table.columns = [plain_name(name) for name in table.columns]
+        table = table.loc[:, ~table.columns.duplicated()]
         keys = [name for name in ("song_id", "id") if name in table]
         if keys and "artist" in table:
             ids = pd.to_numeric(table[keys[0]], errors="coerce")
             names = table["artist"].fillna("").str.strip()
-            artists |= {int(i): name for i, name in zip(ids, names, strict=True) if i == i}
+            artists |= {int(i): x for i, x in zip(ids, names, strict=True) if np.isfinite(i)}
     return artists
 
-# %% ../nbs/03_data.ipynb #9aa801d3
+# %% ../nbs/03_data.ipynb #55208d88
 # Valence and arousal as published (1-9) for the first songs of the 2013 edition.
 _published = {
     2: (3.1, 3.0),
@@ -171,6 +178,13 @@ def read_dynamic(
         return pd.DataFrame(columns=LABELS, dtype=float)
     tables = {label: _read_table(paths[label], ["song_id"], ragged=True) for label in LABELS}
     tables = {k: table.apply(pd.to_numeric, errors="coerce") for k, table in tables.items()}
+    for label, table in tables.items():
+        twice = table["song_id"].duplicated()
+        if twice.any():
+            raise MusemoError(
+                f"{paths[label]}: song_id {table['song_id'][twice].iloc[0]:g} stands there twice; "
+                "remove one of the rows"
+            )
     means = {k: table.set_index("song_id").mean(axis=1) for k, table in tables.items()}
     return pd.DataFrame(means)
 
@@ -185,10 +199,12 @@ def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
             result[f"{label}_with_dynamic_{other}"] = None if np.isnan(r) else round(float(r), 3)
     return result
 
-# %% ../nbs/03_data.ipynb #41d29767
+# %% ../nbs/03_data.ipynb #eb407cd0
 def _witness(block: dict) -> str:
     "Say what the dynamic annotations tell of a block: exchanged, as named, or cannot tell."
     if block["songs"] < 30:
+        return "cannot tell"
+    if None in block.values():  # a column without spread goes with nothing
         return "cannot tell"
     crossed = [
         block[f"{label}_with_dynamic_{other}"] - block[f"{label}_with_dynamic_{label}"]

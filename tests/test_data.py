@@ -13,6 +13,7 @@ from musemo.core import MusemoError, Run, load_part
 from musemo.data import find_deam, list_songs, log_mel_of, prepare_data
 from musemo.presets import make_config
 from musemo.sound_files import open_sound, read_blocks
+from musemo.splitting import group_songs, split_songs
 from tests.conftest import write_deam
 
 
@@ -239,6 +240,54 @@ def test_one_recording_under_two_names_belongs_to_one_part(deam, tmp_path):
     songs, _ = prepare_data(Run(tmp_path / "run"), config_for(deam, tmp_path / "cache"))
     parts = songs.set_index("song_id")["split"]
     assert [parts[i] == parts[i + 6] for i in range(1, 7)] == [True] * 6
+
+
+def test_settings_of_the_sound_move_no_song_to_another_part(deam, tmp_path):
+    "Else two settings would be judged by different songs."
+    config = config_for(deam, tmp_path / "cache")
+    other = config_for(deam, tmp_path / "cache", **{"audio.n_mels": 64})
+    both = {"a": config, "b": other}
+    parts = [prepare_data(Run(tmp_path / x), c)[0]["split"] for x, c in both.items()]
+    assert parts[0].equals(parts[1])
+
+
+def test_songs_linked_by_artist_or_content_form_one_group():
+    artists = pd.Series(["a", "b", "", "b", "", "c", ""])
+    contents = pd.Series(["1", "1", "2", "3", "3", "4", "5"])
+    assert group_songs(artists, contents).tolist() == [0, 0, 1, 0, 0, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_few_artists_fill_every_part(seed):
+    groups, rng = [0] * 8 + [1, 2], np.random.default_rng(seed)
+    parts = split_songs(groups, validation=0.2, test=0.2, rng=rng)
+    assert set(parts) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"song_id,artist,artist\ninf,x,y\n"])
+def test_an_odd_table_of_artists_is_read_or_refused_by_name(deam, tmp_path, content):
+    (deam / "metadata_2014.csv").write_bytes(content)
+    try:
+        songs, _, _ = list_songs(config_for(deam, tmp_path))
+        assert not songs["artist"].any()
+    except MusemoError as error:
+        assert "metadata_2014.csv: is no readable table of artists" in str(error)
+
+
+def test_a_dynamic_table_with_a_song_twice_is_refused(deam, tmp_path):
+    for label in ("valence", "arousal"):
+        table = deam / f"dynamic/{label}.csv"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text("song_id,sample_15000ms\n1,0.1\n1,0.2\n")
+    with pytest.raises(MusemoError, match="valence.csv: song_id 1 stands there twice; remove"):
+        list_songs(config_for(deam, tmp_path))
+
+
+def test_ratings_that_are_all_alike_witness_nothing():
+    ids = range(1, 41)
+    songs = pd.DataFrame({"song_id": ids, "valence": np.linspace(1, 9, 40), "arousal": 5.0})
+    dynamic = pd.DataFrame({"valence": np.linspace(-1, 1, 40), "arousal": 0.0}, index=ids)
+    assert audit_labels(songs, dynamic)["witness"] == "cannot tell"
 
 
 def test_metadata_with_odd_letters_and_rows_is_read(deam, tmp_path):

@@ -51,11 +51,22 @@ from musemo.config import AudioConfig
 from musemo.sound_files import resample
 
 # %%
+#| export splitting
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from musemo.core import MusemoError
+
+# %%
 #| export
 import hashlib
 import os
 import re
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +91,7 @@ from musemo.core import MusemoError, Run, rng_for, write_atomic
 from musemo.jobs import run_jobs
 from musemo.sound_files import open_sound, read_blocks, resample
 from musemo.spectrum import log_mel_of
+from musemo.splitting import group_songs, split_songs
 
 # %%
 #| export song_browser
@@ -234,13 +246,20 @@ def read_artists(paths: list[Path]) -> dict[int, str]:
     artists = {}
     for path in paths:
         # Artists are welcome, not needed: an odd letter or row must not end a run.
-        table = pd.read_csv(path, dtype=str, encoding_errors="replace", on_bad_lines="skip")
+        options = {"encoding_errors": "replace", "on_bad_lines": "skip"}
+        try:
+            table = pd.read_csv(path, dtype=str, **options)
+        except (ValueError, OSError) as error:
+            raise MusemoError(
+                f"{path}: is no readable table of artists ({error}); mend it or remove it"
+            ) from error
         table.columns = [plain_name(name) for name in table.columns]
+        table = table.loc[:, ~table.columns.duplicated()]
         keys = [name for name in ("song_id", "id") if name in table]
         if keys and "artist" in table:
             ids = pd.to_numeric(table[keys[0]], errors="coerce")
             names = table["artist"].fillna("").str.strip()
-            artists |= {int(i): name for i, name in zip(ids, names, strict=True) if i == i}
+            artists |= {int(i): x for i, x in zip(ids, names, strict=True) if np.isfinite(i)}
     return artists
 
 
@@ -297,6 +316,13 @@ def read_dynamic(
         return pd.DataFrame(columns=LABELS, dtype=float)
     tables = {label: _read_table(paths[label], ["song_id"], ragged=True) for label in LABELS}
     tables = {k: table.apply(pd.to_numeric, errors="coerce") for k, table in tables.items()}
+    for label, table in tables.items():
+        twice = table["song_id"].duplicated()
+        if twice.any():
+            raise MusemoError(
+                f"{paths[label]}: song_id {table['song_id'][twice].iloc[0]:g} stands there twice; "
+                "remove one of the rows"
+            )
     means = {k: table.set_index("song_id").mean(axis=1) for k, table in tables.items()}
     return pd.DataFrame(means)
 
@@ -317,6 +343,8 @@ def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
 def _witness(block: dict) -> str:
     "Say what the dynamic annotations tell of a block: exchanged, as named, or cannot tell."
     if block["songs"] < 30:
+        return "cannot tell"
+    if None in block.values():  # a column without spread goes with nothing
         return "cannot tell"
     crossed = [
         block[f"{label}_with_dynamic_{other}"] - block[f"{label}_with_dynamic_{label}"]
@@ -468,36 +496,52 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## The split
 #
-# Songs of one artist sound alike, so an artist belongs to one part. Shuffled artists fill the
-# test part, then validation; the rest trains.
+# Songs of one artist sound alike, and a file may lie there twice under two names. What belongs
+# together forms a group, and a group belongs to one part. Shuffled groups fill the test part, then
+# validation; the rest trains. Neither names nor settings of the sound move a song to another part.
 
 # %%
-#| export
+#| export splitting
 MIN_SONGS = 6
 
 
+def group_songs(
+    artists: pd.Series,  # (N,) of text; empty: not known
+    contents: pd.Series,  # (N,) of text, the same for files of the same bytes
+) -> np.ndarray:  # (N,) groups, numbered as they appear
+    "Group songs that share an artist or a file's content, directly or through other songs."
+    codes = [pd.factorize(artists.where(artists != "", "\0" + contents))[0]]
+    codes += [pd.factorize(contents)[0]]
+    n = len(artists)
+    # Songs are the first n nodes of a graph; artists and contents, which link them, the others.
+    links = np.tile(np.arange(n), 2), np.concatenate([n + codes[0], 2 * n + codes[1]])
+    graph = coo_array((np.ones(2 * n), links), shape=(3 * n, 3 * n))
+    return connected_components(graph, directed=False)[1][:n]
+
+
 def split_songs(
-    artists: list[str],  # of each song; empty: the song stands for itself
+    groups: Sequence,  # (N,) of each song
     *,
     validation: float,  # share of songs
     test: float,  # share of songs
     rng: np.random.Generator,
 ) -> list[str]:  # train, val or test of each song
-    "Split songs, keeping an artist together; raises MusemoError for fewer than MIN_SONGS."
-    n = len(artists)
+    "Split songs, keeping groups together; raises MusemoError for fewer than MIN_SONGS."
+    n = len(groups)
     if n < MIN_SONGS:
         raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}")
-    groups = [artist or f"\0{i}" for i, artist in enumerate(artists)]
     size = Counter(groups)
     names = sorted(size)
     if len(names) < 3:
-        raise MusemoError(f"{len(names)} artists: three parts need at least 3")
+        raise MusemoError(
+            f"{len(names)} artists (or other songs without one): three parts need at least 3"
+        )
     rng.shuffle(names)
     part = {}
-    for split, share in (("test", test), ("val", validation)):
+    for split, share, left in (("test", test, 2), ("val", validation, 1)):  # parts to fill after it
         room, chosen = max(1, round(share * n)), []
         for name in names:
-            if size[name] <= room:
+            if size[name] <= room and len(chosen) + left < len(names):
                 chosen.append(name)
                 room -= size[name]
         # Where nobody fits, the smallest goes in: a part is never empty.
@@ -507,13 +551,15 @@ def split_songs(
 
 
 # %%
-artists = [f"artist {i % 20}" for i in range(60)] + [""] * 40
-parts = split_songs(artists, validation=0.15, test=0.2, rng=rng_for(0, "split"))
-by_artist = pd.Series(parts[:60]).groupby(artists[:60]).nunique()
-test_eq(by_artist.max(), 1)
-test_eq(parts, split_songs(artists, validation=0.15, test=0.2, rng=rng_for(0, "split")))
+artists = pd.Series([f"artist {i % 20}" for i in range(60)] + [""] * 40)
+contents = pd.Series(range(100)).astype(str)
+contents[99] = "0"  # the first artist's first song once more, by nobody known
+groups = group_songs(artists, contents)
+parts = split_songs(groups, validation=0.15, test=0.2, rng=rng_for(0, "split"))
+test_eq(pd.Series(parts).groupby(groups).nunique().max(), 1)
+test_eq((groups.max() + 1, parts[99]), (20 + 39, parts[0]))
 test_fail(
-    lambda: split_songs(["", ""], validation=0.2, test=0.2, rng=rng_for(0)), contains="at least 6"
+    lambda: split_songs([1, 2], validation=0.2, test=0.2, rng=rng_for(0)), contains="at least 6"
 )
 pd.Series(parts).value_counts()
 
@@ -876,11 +922,11 @@ def cached_log_mel(
     "Make sure that a song's log-mel lies in the cache, or say why it cannot be used."
     try:
         with open(path, "rb") as file:
-            key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         return "unreadable", f"{path.name}: {error.strerror}"
-    key.update(b"log-mel 4" + audio.model_dump_json().encode())
-    target = cache / key.hexdigest()[:2] / f"{key.hexdigest()}.npy"
+    settings = hashlib.blake2b(b"log-mel 4" + audio.model_dump_json().encode(), digest_size=8)
+    target = cache / content[:2] / f"{content}-{settings.hexdigest()}.npy"
     if _recall(target) is None:
         try:
             wave = decode(path, audio)
@@ -948,7 +994,7 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
     extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
     unlabelled = pd.DataFrame(
-        {"song_id": [int(s) if s.isdigit() else -1 for s in extra]}, dtype=int
+        {"song_id": [int(s) if s.isdecimal() and len(s) < 10 else -1 for s in extra]}, dtype=int
     )
     files += [sources.audio[stem] for stem in extra]
     return pd.concat([songs, unlabelled], ignore_index=True), audit, files
@@ -988,20 +1034,19 @@ def about_data(config: Config) -> str:  # "" where it says nothing
 REASONS = {"no_audio": "no file of this name", "no_label": "no row in the tables", "ok": ""}
 
 
-def _split_usable(songs: pd.DataFrame, contents: pd.Series, config: Config) -> pd.DataFrame:
+def _split_usable(songs: pd.DataFrame, contents: dict[int, str], config: Config) -> pd.DataFrame:
     "Give each usable song its part; raises MusemoError with all counts where they are too few."
     usable, data = songs["status"] == "ok", config.data
     shares = {"validation": data.validation, "test": data.test}
-    # Two files of one content are one song, whatever they are called.
-    songs["group"] = songs["artist"].where(songs["artist"] != "", contents)
-    groups = songs["group"][usable].tolist()
+    files = songs[usable].index
+    groups = group_songs(songs["artist"][usable], pd.Series({i: contents[i] for i in files}, files))
     try:
         parts = split_songs(groups, **shares, rng=rng_for(config.seed, "split"))
     except MusemoError as error:
         counts = ", ".join(f"{n} {status}" for status, n in songs["status"].value_counts().items())
         raise MusemoError(f"{error}; data.path = {data.path!r} has {counts}") from error
-    songs["split"] = ""
-    songs.loc[usable, "split"] = parts
+    songs["split"], songs["group"] = "", -1
+    songs.loc[usable, "split"], songs.loc[usable, "group"] = parts, groups
     return songs
 
 
@@ -1013,8 +1058,8 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     found = dict(zip(there, extract_log_mels([files[i] for i in there], config), strict=True))
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
-    contents = pd.Series({i: Path(where).stem for i, (_, where) in found.items()}, dtype=str)
-    songs = _split_usable(songs, contents.reindex(songs.index).fillna(""), config)
+    contents = {i: Path(where).stem.partition("-")[0] for i, (_, where) in found.items()}
+    songs = _split_usable(songs, contents, config)
     # A part lies in one piece, so that it can be read without a copy.
     usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index
     log_mel = np.full((len(usable), config.audio.n_mels, config.audio.frames), -1, np.float16)

@@ -16,13 +16,14 @@ from sklearn.preprocessing import StandardScaler
 
 from musemo.config import Config
 from musemo.core import Run, rng_for
-from musemo.data import prepare_data, split_songs
+from musemo.data import prepare_data
 from musemo.demo import draw_cues
 from musemo.evaluation import song_statistics
 from musemo.intervals import calibrate, held, learn_spread, unscaled
 from musemo.pipeline import with_data
 from musemo.presets import make_config
 from musemo.readout import ridge_regression
+from musemo.splitting import split_songs
 
 LEAST = 10  # songs of a genre, over all splits
 
@@ -77,7 +78,7 @@ def main() -> None:
     rows, inside, powers = [], [], []
     for split in range(options.splits):
         rng = rng_for(options.seed, "coverage", split)
-        parts = np.array(split_songs(songs["group"].astype(str).tolist(), **shares, rng=rng))
+        parts = np.array(split_songs(songs["group"], **shares, rng=rng))
         answers, power = judge_split(songs, told, parts, config)
         powers.append(power)
         for name, (holds, width) in answers.items():
