@@ -13,7 +13,7 @@ def read_section(run: Run, name: str, record: dict) -> dict:
     "Read what a section's card shows; number and cost only where it is done."
     title, promise = read_promise(name)
     card = {"name": name, "title": f"{name[:2]} {title}", "promise": promise, "number": ""}
-    if name in record["sections"]:
+    if name in record["sections"] and run.has(f"figures/{name}.json"):  # not by `musemo train`
         card["number"] = run.load(f"figures/{name}.json")["number"]
         card["seconds"] = record["sections"][name]
         card["memory"] = record["memory"].get(name)

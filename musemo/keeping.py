@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,8 @@ def claim(run: Run) -> Iterator[None]:
         raise MusemoError(f"cannot write {run.folder}: {reason}; choose another --out") from error
     try:
         # Half-written files of a process that was killed; nobody else can be writing now.
-        for left in run.folder.rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        for left in list(run.folder.rglob(".*.tmp")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,11 +98,23 @@ _MATTERS_FROM = {
 def what_changed(run: Run, config: Config) -> tuple[int, list[str]]:
     "Name the fields that a run was not made with, and the first section that they matter to."
     if not run.has("config.json"):
-        return len(SECTIONS) + 1, []
+        return (1, ["config.json: is gone"]) if run.has("run.json") else (len(SECTIONS) + 1, [])
     changed = changed_fields(load_config(run), config)
     names = [text.partition(":")[0] for text in changed]
     first_of = [_MATTERS_FROM.get(x, _MATTERS_FROM.get(x.partition(".")[0], 1)) for x in names]
     return min(first_of, default=len(SECTIONS) + 1), changed
+
+
+def check_only(run: Run, record: dict, only: int | None) -> None:
+    "Raise MusemoError where a section that is to be executed alone would build on a missing one."
+    # The first two leave the configuration alone, which is written before any section begins.
+    before, done = SECTIONS[2 : only - 1 if only else 2], record["sections"]
+    missing = [s.name for s in before if s.all_stages and s.name not in done]
+    if missing:
+        raise MusemoError(
+            f"--only {only}: {run.folder} lacks section {missing[0]}, which was cut off, or whose "
+            "data or artifacts changed; leave --only out, all that is not done is then made"
+        )
 
 
 def forget_stale(run: Run, config: Config, record: dict) -> None:
@@ -158,6 +171,7 @@ def working_run(
             first = needed
         config, record = with_data(config, run.folder.parent), load_record(run)
         forget_stale(run, config, record)  # first: what is forgotten already is not looked at
+        check_only(run, record, only)
         again = SECTIONS[first - 1 :] if first else SECTIONS[only - 1 : only] if only else ()
         for section in again:
             forget(record, section.name)
@@ -215,7 +229,9 @@ def train_run(run: Run) -> dict:  # the content of vit_history.json
     if os.environ.get("RANK", "0") != "0":
         return stage.make(run, config)
     with claim(run), log_to(run):
+        begun = time.monotonic()
         history, record = stage.make(run, config), load_record(run)
+        record["sections"][SECTIONS[10].name] = round(time.monotonic() - begun, 1)
         finish_section(run, record, SECTIONS[10], config)
         return history
 

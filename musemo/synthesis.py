@@ -189,7 +189,7 @@ def seam_table(
         rows[name] |= {f"{key}, ratio": at[key] / inside[key] for key in ("spread", "step")}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/07_synthesis.ipynb #89c3f902
+# %% ../nbs/07_synthesis.ipynb #5445975b
 SPREADS = ["valence_std", "arousal_std"]
 
 
@@ -233,7 +233,7 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     chosen, options = pick_generator(run, config), _drawing(config)
     generator, tables, done = load_generator(run, config, chosen), [], 0
     shape = (len(asked) + len(named), config.audio.n_mels, options["frames"])
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".", suffix=".tmp") as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)

@@ -143,6 +143,37 @@ def test_one_section_with_other_settings_would_mix_two_runs(copied, small_config
     assert executed == [] and Run(out).load("config.json")["gan"]["epochs"] == 2
 
 
+def test_one_section_is_not_built_on_songs_that_are_gone(copied, small_config, tmp_path):
+    "Else a generator of before would go on with songs that may be test songs now."
+    out, executed = copied
+    music = shutil.copytree(small_config.data.path, tmp_path / "music")
+    config = changed_config(small_config, data__path=str(music))
+    run_suite(config, out)
+    executed.clear()
+    path = next(music.rglob("3.mp3"))
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 70000), 22050)
+    for _ in range(2):
+        with pytest.raises(MusemoError, match="--only 12: .* lacks section 03_data"):
+            run_suite(config, out, only=12)
+    assert executed == []
+
+
+def test_one_section_may_be_executed_twice_with_other_settings(copied, small_config):
+    out, executed = copied
+    for share in (0.7, 0.8):
+        run_suite(changed_config(small_config, judgement__coverage=share), out, only=12)
+    assert executed == [NAMES[11]] * 2
+
+
+def test_a_run_that_lost_its_configuration_is_made_again(copied, small_config, capsys):
+    out, executed = copied
+    (out / "config.json").unlink()
+    with pytest.raises(MusemoError, match="config.json: is gone"):
+        run_suite(small_config, out, only=12)
+    run_suite(small_config, out)
+    assert executed == NAMES and "changed: config.json: is gone" in capsys.readouterr().err
+
+
 def test_folds_with_other_settings_leave_a_run_as_it_is(copied, small_config):
     out, _ = copied
     changed = changed_config(small_config, gan__epochs=3)
@@ -236,6 +267,8 @@ write_atomic(Path(sys.argv[1]), np.ones(400_000_000, np.uint8))
     process.wait()
     assert np.load(path).tolist() == [1, 1, 1]
     assert len(list(tmp_path.glob(".*.tmp"))) == 1
+    (tmp_path / ".drawn.tmp").mkdir()  # where songs are drawn before they are saved
+    (tmp_path / ".drawn.tmp/x.npy").touch()
     with claim(Run(tmp_path)):
         assert list(tmp_path.glob(".*.tmp")) == []
 

@@ -73,6 +73,7 @@ def test_two_processes_train_like_one(recipe, tmp_path):
     ours, theirs = (run.load("vit.safetensors") for run in (alone, shared))
     learnt = [name for name in ours if name.startswith(("backbone", "head"))]
     assert max((theirs[name] - ours[name]).abs().max() for name in learnt) < 1e-3
+    assert "11_vit_training" in shared.load("run.json")["sections"]  # --only 12 may follow
     far = np.abs(answers(shared, config) - answers(alone, config)).max()
     print(f"{recipe}: predictions {far:.1e} apart")
     assert far < 1e-3

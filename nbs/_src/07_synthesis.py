@@ -374,7 +374,7 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     chosen, options = pick_generator(run, config), _drawing(config)
     generator, tables, done = load_generator(run, config, chosen), [], 0
     shape = (len(asked) + len(named), config.audio.n_mels, options["frames"])
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".", suffix=".tmp") as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)
