@@ -51,13 +51,15 @@ def read_backbone(
         )
     return backbone.float()  # a checkpoint in half precision would stay in it
 
-# %% ../nbs/10_vit.ipynb #c2f055a6
+# %% ../nbs/10_vit.ipynb #0e8f65e3
 def read_normalisation(
     folder: Path,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # mean and std, a channel
     "Read how the pretraining normalised its pictures."
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
+    if not settings.get("do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3
     default = [0.5, 0.5, 0.5]
     mean, std = (settings.get(f"image_{key}") or default for key in ("mean", "std"))
     return tuple(mean), tuple(std)

@@ -102,7 +102,7 @@ def _explain(error: ValidationError) -> str:
     more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
     return f"{field}{shown}: {rule}{more}"
 
-# %% ../nbs/02_config.ipynb #ed907844
+# %% ../nbs/02_config.ipynb #4c266d3b
 def make_config(
     preset: str = "full",  # smoke, demo, kaggle or full
     values: dict | None = None,  # dotted field -> value, e.g. {"gan.epochs": 20}
@@ -114,7 +114,7 @@ def make_config(
     for name, value in {**PRESETS[preset], **(values or {})}.items():
         section, _, field = name.rpartition(".")
         branch = tree.setdefault(section, {}) if section else tree
-        if not isinstance(branch, dict) or name == "preset":
+        if not isinstance(branch, dict) or name.partition(".")[0] in ("preset", "units"):
             raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
         branch[field] = _parse(value)
     return read_config(tree)

@@ -73,7 +73,7 @@ def locate_weights(
         raise WeightsError(f"vit.weights = {name!r}: is no ViT with safetensors; {WAYS_OUT}")
     return Path(folder), f"hub {name}"
 
-# %% ../nbs/02_config.ipynb #ac8680c2
+# %% ../nbs/02_config.ipynb #dcf96efa
 def find_weights(
     config: Config,
     kaggle: str | Path = "/kaggle/input",
@@ -82,7 +82,13 @@ def find_weights(
     if config.vit.weights == "scratch":
         return None
     folder, source = locate_weights(config.vit.weights, kaggle)
-    size = json.loads((folder / "config.json").read_text()).get("image_size", 224)  # ViT's own
+    facts = json.loads((folder / "config.json").read_text())
+    size, channels = facts.get("image_size", 224), facts.get("num_channels", 3)  # ViT's own
+    if channels != 3:
+        raise WeightsError(
+            f"the weights from {source} read pictures of {channels} channels, and spectrograms "
+            f"come as pictures of 3; {WAYS_OUT}"
+        )
     if size != config.dataset.image_size:
         raise WeightsError(
             f"dataset.image_size = {config.dataset.image_size}: the weights from {source} need "

@@ -147,6 +147,20 @@ def test_weights_from_a_folder_with_their_own_normalisation(tmp_path):
         assert model.backbone.state_dict()[name].equal(weight), name
 
 
+def test_weights_that_saw_plain_pictures_get_plain_pictures(tmp_path):
+    tiny_vit().save_pretrained(tmp_path)
+    settings = {"image_mean": [0.4, 0.5, 0.6], "do_normalize": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    model = build_vit(config_of(vit__weights=str(tmp_path)), kaggle=tmp_path / "none")
+    assert (model.mean, model.std) == ((0, 0, 0), (1, 1, 1))
+
+
+def test_weights_for_pictures_of_one_channel_are_refused(tmp_path):
+    tiny_vit(num_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="read pictures of 1 channels"):
+        build_vit(config_of(vit__weights=str(tmp_path)))
+
+
 def test_weights_from_a_kaggle_input(tmp_path):
     place = tmp_path / "vit-base-patch16-224-in21k/transformers/default/1"
     tiny_vit().save_pretrained(place)

@@ -79,6 +79,7 @@ import shlex
 from typing import Literal, get_args, get_origin
 
 import ipywidgets
+from IPython.display import HTML
 
 from musemo.config import Config
 from musemo.presets import (
@@ -87,6 +88,7 @@ from musemo.presets import (
     field_info,
     field_table,
     find_faults,
+    flatten,
     look_up,
     make_config,
 )
@@ -97,8 +99,6 @@ import tempfile
 
 import numpy as np
 from fastcore.test import test_close, test_eq, test_fail
-from IPython.display import display
-
 from musemo.core import COLORS, subplots
 
 
@@ -757,7 +757,7 @@ def make_config(
     for name, value in {**PRESETS[preset], **(values or {})}.items():
         section, _, field = name.rpartition(".")
         branch = tree.setdefault(section, {}) if section else tree
-        if not isinstance(branch, dict) or name == "preset":
+        if not isinstance(branch, dict) or name.partition(".")[0] in ("preset", "units"):
             raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
         branch[field] = _parse(value)
     return read_config(tree)
@@ -798,6 +798,7 @@ test_eq(make_config("smoke", {"gan.epochs": "3"}).gan.epochs, 3)
 test_fail(lambda: make_config("smoke", {"gan.epochs": 0}), contains="gan.epochs = 0")
 test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5")
 test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = 'full'")
+test_fail(lambda: make_config("smoke", {"units.gan": 1}), contains="units.gan = 1: is no field")
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")
 test_fail(lambda: make_config("tiny"), contains="preset = 'tiny'")
 test_fail(
@@ -1028,7 +1029,13 @@ def find_weights(
     if config.vit.weights == "scratch":
         return None
     folder, source = locate_weights(config.vit.weights, kaggle)
-    size = json.loads((folder / "config.json").read_text()).get("image_size", 224)  # ViT's own
+    facts = json.loads((folder / "config.json").read_text())
+    size, channels = facts.get("image_size", 224), facts.get("num_channels", 3)  # ViT's own
+    if channels != 3:
+        raise WeightsError(
+            f"the weights from {source} read pictures of {channels} channels, and spectrograms "
+            f"come as pictures of 3; {WAYS_OUT}"
+        )
     if size != config.dataset.image_size:
         raise WeightsError(
             f"dataset.image_size = {config.dataset.image_size}: the weights from {source} need "
@@ -1237,9 +1244,42 @@ test_eq(form.config, make_config("smoke"))
 form.box
 
 # %% [markdown]
+# A page has no kernel. There each section of the form is a list to unfold, in the same words.
+
+# %%
+#| export form
+_list_style = """
+.fields dl { margin: .3rem 0 1rem; }
+.fields dt { font-weight: 600; overflow-wrap: anywhere; }
+.fields dd { margin: 0 0 .5rem 1rem; }
+"""
+
+
+def list_fields(config: Config) -> HTML:
+    "List every field with its value, meaning and source, a section at a time, as the form does."
+    start, changed = make_config(config.preset).model_dump(mode="json"), changed_values(config)
+    parts: dict = {}
+    for name, value in flatten(config).items():
+        note = field_note(name, preset=look_up(start, name) if name in changed else None)
+        told = f"<dt>{name} = {html.escape(_as_text(value))}</dt><dd>{note}</dd>"
+        parts.setdefault(name.rpartition(".")[0] or "general", []).append(told)
+    blocks = [
+        f"<details><summary>{name}, {len(x)} fields</summary><dl>{''.join(x)}</dl></details>"
+        for name, x in parts.items()
+    ]
+    return HTML(f'<style>{_list_style}</style><div class="fields">{"".join(blocks)}</div>')
+
+
+# %%
+listed = list_fields(mine).data
+assert "<summary>gan, " in listed and listed.count("<dt>") == len(field_table(mine))
+assert "gan.epochs = 20</dt>" in listed and "changed; the preset has " in listed
+
+# %% [markdown]
 # ## On the run
 #
-# Every number that this run used. Change one with `--set section.field=value`.
+# Every number that this run used, by section; unfold one to see what its fields mean. Change one
+# with `--set section.field=value`.
 
 # %% tags=["parameters"]
 run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot
@@ -1252,8 +1292,7 @@ run, config = open_run(run_folder, before=2)
 
 # %%
 table = save_config(run, config)
-with pd.option_context("display.max_rows", None, "display.max_colwidth", None):
-    display(table)
+list_fields(config)
 
 # %% [markdown]
 # The schedule of the predictor as a picture: how many of the last blocks may move, by epoch.

@@ -538,6 +538,8 @@ def read_normalisation(
     "Read how the pretraining normalised its pictures."
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
+    if not settings.get("do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3
     default = [0.5, 0.5, 0.5]
     mean, std = (settings.get(f"image_{key}") or default for key in ("mean", "std"))
     return tuple(mean), tuple(std)
