@@ -44,6 +44,8 @@ def predict(
 
     if as_json and as_csv:
         raise MusemoError("--json --csv: choose one of them")
+    if out and not curve:
+        raise MusemoError(f"--out {out}: is where curves go; add --curve, or leave it out")
     songs = [song.expanduser() for song in songs]
     opened = open_model(model or _last_run())
     said = opened.predict_all(progress(songs, desc="songs"))

@@ -16,9 +16,8 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from packaging.requirements import Requirement
 
-from musemo.annotations import read_annotations
 from musemo.core import MusemoError, pick_device, pick_precision
-from musemo.data import find_deam
+from musemo.data import list_songs
 from musemo.presets import make_config
 from musemo.weights import WeightsError, find_kaggle_weights, is_vit_folder
 
@@ -94,22 +93,22 @@ def check_sound() -> Iterator[Finding]:
 
 
 def _describe_data(place: Path) -> str:
-    "Count songs and sound files below a folder; raises MusemoError where it is not DEAM."
-    sources = find_deam(place)
-    songs = sum(len(read_annotations(table)) for table in sources.tables)
-    return f"{place}: {songs} rated songs, {len(sources.audio)} sound files"
+    "Count songs and sound files; raises MusemoError where a run could not read them."
+    songs, _, files = list_songs(make_config("full", {"data.path": str(place)}))
+    rated = songs["valence"].notna().sum()
+    return f"{place}: {rated} rated songs, {sum(map(bool, files))} sound files"
 
 
 def check_data(data: str = "") -> Iterator[Finding]:
-    "Look for DEAM where it was said to be, or where people keep it."
+    "Look for songs where they were said to be, or for DEAM where people keep it."
     places = [Path(p).expanduser() for p in ((data,) if data else _places)]
     reasons = []
     for place in places:
         try:
-            if place.is_dir():
+            if place.exists():
                 yield Finding("data", _describe_data(place), f"musemo run --data {place}")
                 return
-            reasons.append(f"{place}: no such folder")
+            reasons.append(f"{place}: no such folder or table")
         except MusemoError as error:
             reasons.append(str(error))
     advice = (

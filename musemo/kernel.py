@@ -16,7 +16,7 @@ import nbformat
 from musemo.config import Config
 from musemo.core import MusemoError, Run, progress
 from musemo.pipeline import write_index
-from musemo.presets import flatten, make_config
+from musemo.presets import changed_values, look_up
 from musemo.records import load_config, load_record
 from musemo.report import split_kernel
 
@@ -26,7 +26,7 @@ WAYS_IN = (
     "run `kaggle auth login`, or make a token on kaggle.com/settings and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json serves as well)"
 )
-RUNNING = ("queued", "running")
+RUNNING = ("queued", "running", "new script")
 
 
 @contextmanager
@@ -98,6 +98,13 @@ def write_kernel(
     "Write what is pushed: the notebook with its parameters, and its metadata."
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MusemoError(f"{folder}: is there already; name a folder that is new or empty")
+    for field, option in (("vit.weights", "--weights"), ("data.path", "--data")):
+        place = look_up(config.model_dump(), field)
+        if place and Path(place).expanduser().exists() and not place.startswith("/kaggle"):
+            raise MusemoError(
+                f"{field} = {place!r}: lies on this machine; make it a data set or model of "
+                f"Kaggle's and name that by {option}"
+            )
     if not (internet or weights or config.vit.weights == "scratch"):
         raise MusemoError(
             "--no-internet: the ViT's weights cannot come from the hub; attach some with "
@@ -108,9 +115,8 @@ def write_kernel(
     facts |= {"enable_gpu": gpu, "enable_internet": internet}
     facts["machine_shape"] = facts["machine_shape"] if gpu else ""
     facts |= _sources(data or facts["dataset_sources"], weights)
-    preset = flatten(make_config(config.preset))
-    values = {name: value for name, value in flatten(config).items() if value != preset[name]}
-    chosen = f"# chosen for this push\npreset = {config.preset!r}\nvalues = {values!r}"
+    chosen = f"# chosen for this push\npreset = {config.preset!r}\n"
+    chosen += f"values = {changed_values(config)!r}"
     notebook = nbformat.read(kernel_file(NOTEBOOK), as_version=4)
     tagged = [i for i, x in enumerate(notebook.cells) if "parameters" in x.metadata.get("tags", [])]
     notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(chosen))

@@ -49,7 +49,13 @@ def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
     (odd,) = check_data(str(tmp_path / "empty"))
     assert "holds no static_annotations_averaged_songs" in odd.found
     (absent,) = check_data(str(tmp_path / "absent"))
-    assert absent.found.endswith("no such folder") and "fetch DEAM" in absent.advice
+    (tmp_path / "songs.csv").write_text("file,valence,arousal\na.mp3,5,5\nb.mp3,11,5\n")
+    (table,) = check_data(str(tmp_path / "songs.csv"))
+    assert "valence = '11' must be a number from 1 to 9" in table.found
+    (tmp_path / "songs.csv").write_text("file,valence,arousal\na.mp3,5,5\nb.mp3,2,5\n")
+    (table,) = check_data(str(tmp_path / "songs.csv"))
+    assert table.found.endswith("songs.csv: 2 rated songs, 0 sound files")
+    assert absent.found.endswith("no such folder or table") and "fetch DEAM" in absent.advice
 
 
 @pytest.mark.parametrize("where", ["variables", "file"])

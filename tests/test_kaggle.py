@@ -260,6 +260,8 @@ def test_a_token_that_is_not_accepted_is_one_clear_line(kaggle, musemo, monkeypa
         (["--user", "me", "--weights", "a/b/c/d/last"], "--weights 'a/b/c/d/last'"),
         (["--user", "me", "--no-internet"], "attach some with --weights"),
         (["--user", "me", "--set", "gan.epoch=3"], "gan.epoch"),
+        (["--user", "me", "--set", f"data.path={ROOT}"], "name that by --data"),
+        (["--user", "me", "--set", f"vit.weights={ROOT}"], "name that by --weights"),
     ],
 )
 def test_bad_names_are_one_clear_line(options, words, kaggle, musemo):

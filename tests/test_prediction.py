@@ -375,3 +375,5 @@ def test_the_command_line_answers_and_lists_what_failed(finished, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("song,valence,valence_low")
     done = cli("predict", songs[0], "--json", "--csv", "--model", finished.folder)
     assert done.returncode == 2 and "choose one" in done.stderr
+    done = cli("predict", songs[0], "--out", tmp_path, "--model", finished.folder)
+    assert done.returncode == 2 and "add --curve, or leave it out" in done.stderr
