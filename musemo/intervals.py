@@ -144,7 +144,7 @@ def score_intervals(
             told[f"width{suffix}"] = round(float(widths[i]), 4)
     return record
 
-# %% ../nbs/12_evaluation.ipynb #699cfb78
+# %% ../nbs/12_evaluation.ipynb #063bee4d
 def say_intervals(record: dict) -> str:
     "Say what the intervals held on the test songs, and what they do not promise."
     told, songs = record["intervals"], record["n_test"]
@@ -160,7 +160,8 @@ def say_intervals(record: dict) -> str:
         )
         if power := told["power"][axis]:
             lines[-1] += (
-                f", by the raters' spread to the power {power:g} (with one width for all: "
-                f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f})"
+                f", by the raters' spread to the power {power:g} (with one width for "
+                f"all, as predict gives it: {one['coverage_unscaled'] * songs:.0f} of {songs}, "
+                f"{one['width_unscaled']:.2f})"
             )
     return f"Intervals for {aim}, from {known} validation songs. {'. '.join(lines)}."

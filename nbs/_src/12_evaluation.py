@@ -763,8 +763,9 @@ def say_intervals(record: dict) -> str:
         )
         if power := told["power"][axis]:
             lines[-1] += (
-                f", by the raters' spread to the power {power:g} (with one width for all: "
-                f"{one['coverage_unscaled'] * songs:.0f} of {songs}, {one['width_unscaled']:.2f})"
+                f", by the raters' spread to the power {power:g} (with one width for "
+                f"all, as predict gives it: {one['coverage_unscaled'] * songs:.0f} of {songs}, "
+                f"{one['width_unscaled']:.2f})"
             )
     return f"Intervals for {aim}, from {known} validation songs. {'. '.join(lines)}."
 
