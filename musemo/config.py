@@ -75,7 +75,7 @@ class GanConfig(Section):
             raise ValueError("channels must be a multiple of 16, and narrowest no more")
         return self
 
-# %% ../nbs/02_config.ipynb #83d5a3fc
+# %% ../nbs/02_config.ipynb #44d689ce
 class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
@@ -87,6 +87,7 @@ class ResidualConfig(Section):
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
+    zoom: float = setting(2.0, "x", "at which the discriminator sees notes and steps", gt=0)
     steepest_fall: float = setting(430.0, "dB/s", "at which what it draws can fade", gt=0)
     first_fall: float = setting(195.0, "dB/s", "at which it fades before training", gt=0)
 

@@ -141,7 +141,7 @@ def smooth_std(x: torch.Tensor, dim: int) -> torch.Tensor:
     "Give the standard deviation along a dimension; its gradient is finite where all is alike."
     return (x.float().var(dim=dim, correction=0) + 1e-8).sqrt()  # in half precision 1e-8 is 0
 
-# %% ../nbs/04_gan.ipynb #c815cd2b
+# %% ../nbs/04_gan.ipynb #430200eb
 def halving(inputs: int, outputs: int) -> nn.Module:
     "Make a strided convolution: (B, inputs, m, t) -> (B, outputs, m / 2, t / 2)."
     return nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
@@ -155,11 +155,12 @@ class Discriminator(nn.Module):
         config: Config,
         layer: Callable[[int, int], nn.Module] = halving,
         bound: Callable[[nn.Module], nn.Module] = spectral_norm,  # wraps each layer with weights
+        looks: int = 1,  # channels that `look` makes of a picture
     ):
         super().__init__()
         gan, bands = config.gan, config.audio.n_mels
         self.bands = bands
-        sizes = [2, *(max(gan.channels >> i, gan.narrowest) for i in (3, 2, 1, 0))]
+        sizes = [looks + 1, *(max(gan.channels >> i, gan.narrowest) for i in (3, 2, 1, 0))]
         mlp = condition_mlp(gan.condition, bands)
         self.condition = nn.Sequential(bound(mlp[0]), mlp[1], bound(mlp[2]))
         self.layers = nn.ModuleList(bound(layer(a, b)) for a, b in pairwise(sizes))
@@ -176,6 +177,10 @@ class Discriminator(nn.Module):
         bands = self.condition(labels) * self.bands**0.5
         return bands[:, None, :, None].expand(-1, 1, -1, frames)
 
+    def look(self, x: torch.Tensor) -> torch.Tensor:
+        "Show the layers a standardised picture: (B, 1, M, T) -> (B, looks, M, T)."
+        return x
+
     def forward(
         self,
         pictures: torch.Tensor,  # (B, 1, M, T) in [-1, 1]
@@ -184,7 +189,7 @@ class Discriminator(nn.Module):
         "Judge the whole window, each column and each place, by look and emotion."
         x = F.pad(pictures, (0, -pictures.shape[3] % 16, 0, 0), mode="replicate")
         x = (x - self.band_means) / self.deviation
-        x = torch.cat([x, self.condition_map(labels, x.shape[3])], dim=1)
+        x = torch.cat([self.look(x), self.condition_map(labels, x.shape[3])], dim=1)
         for i, layer in enumerate(self.layers):
             x = layer(x) if i else layer(x) + self.position
             x = F.leaky_relu(x, 0.2)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #ce94b161
+# %% ../nbs/02_config.ipynb #c1e08441
 _scratch = {
     "vit.weights": "scratch",
     "vit.patch": 8,
@@ -35,7 +35,7 @@ PRESETS = {
         "gan.learning_rate": 2e-3,
         "gan.decay": 0.8,
         "residual.averaging": 0.98,
-        "residual.penalty": 0.1,
+        "residual.penalty": 3.0,
         "flow.steps": 900,
         "flow.batch_size": 4,
         "flow.averaging": 0.995,

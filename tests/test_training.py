@@ -15,6 +15,7 @@ from musemo.gan_training import GanLearner, fit_gan
 from musemo.generator_training import FITTED, Learner, Songs, draw_samples, train
 from musemo.movers import Keeper
 from musemo.presets import make_config
+from musemo.residual import look_closely
 from musemo.residual_training import ResidualLearner, fit_residual
 from musemo.sections import SECTIONS
 from tests.test_flow import SMALL
@@ -307,3 +308,14 @@ def test_the_residual_generator_starts_from_what_songs_tell():
         drawn = generator(torch.randn(64, generator.noise_size(64)), torch.zeros(64, 2))
     means, _ = songs.levels()
     assert (drawn.mean((0, 1, 3)) - means[:, 0]).abs().mean() < 0.1
+
+
+def test_the_residual_discriminator_is_shown_notes_and_steps():
+    "Two pictures of the same means of bands and frames differ where notes come and go."
+    cloth, notes = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    notes[..., :8, :8], notes[..., 8:, 8:] = 1, 1
+    notes -= notes.mean()
+    assert torch.equal(notes.mean(3), cloth.mean(3)) and torch.equal(notes.mean(2), cloth.mean(2))
+    shown = look_closely(notes, 2.0)
+    assert torch.equal(shown[:, 1], 2 * notes[:, 0])
+    assert shown[:, 2:].abs().amax((0, 2, 3)).tolist() == [2.0, 2.0]

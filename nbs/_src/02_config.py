@@ -313,6 +313,7 @@ class ResidualConfig(Section):
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
+    zoom: float = setting(2.0, "x", "at which the discriminator sees notes and steps", gt=0)
     steepest_fall: float = setting(430.0, "dB/s", "at which what it draws can fade", gt=0)
     first_fall: float = setting(195.0, "dB/s", "at which it fades before training", gt=0)
 
@@ -674,7 +675,7 @@ PRESETS = {
         "gan.learning_rate": 2e-3,
         "gan.decay": 0.8,
         "residual.averaging": 0.98,
-        "residual.penalty": 0.1,
+        "residual.penalty": 3.0,
         "flow.steps": 900,
         "flow.batch_size": 4,
         "flow.averaging": 0.995,
