@@ -29,7 +29,7 @@ def frozen_blocks(model: EmotionViT) -> int:
     learns = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
     return max([*learns, True].index(True) - 1, 0)
 
-# %% ../nbs/11_vit_training.ipynb #3920ea81
+# %% ../nbs/11_vit_training.ipynb #ac8adc29
 class CutViT(nn.Module):
     "A model cut where its frozen blocks end: takes pixels, or the tokens at the cut."
 
@@ -46,6 +46,12 @@ class CutViT(nn.Module):
         super().train(mode)
         self.lower.train(mode and not self.frozen)
         return self
+
+    @torch.no_grad()
+    def bring_to_cut(self, inputs: torch.Tensor) -> torch.Tensor:
+        "Run pixels through what is frozen; tokens, and pixels that the head reads, stay."
+        stays = inputs.ndim != 4 or not self.frozen or self.model.reads_pixels
+        return inputs if stays else run_through(self.lower, inputs)
 
     def describe(self, inputs: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) or (B, 1 + P, D)
         "Give what the head reads, (B, D), of pixels or of tokens at the cut."

@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['Song', 'read_what_is_there', 'check_wave', 'Heard', 'hear', 'look_ahead', 'torch_threads', 'cover_song', 'batch_windows']
 
-# %% ../nbs/12_evaluation.ipynb #f0a697ec
+# %% ../nbs/12_evaluation.ipynb #6a8828ec
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,13 +31,25 @@ from musemo.sound_files import (
 )
 from .spectrum import sounding_part, stream_log_mel
 
-# %% ../nbs/12_evaluation.ipynb #080d3db9
+# %% ../nbs/12_evaluation.ipynb #f8068128
+def _has_last_page(path: str | PathLike) -> bool:
+    "Say whether an Ogg file, whose header tells no length, ends with a page that says so."
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 2**17))  # a page is half of it at most
+        end = file.read()
+    page = end.rfind(b"OggS")
+    return page >= 0 and any(
+        flags & 4 for flags in end[page + 5 : page + 6]
+    )  # flag 4: the last page
+
+
 def read_what_is_there(
     file: ForwardFile,
     notes: list[str],  # grows by what is wrong with the file
 ) -> Iterator[np.ndarray]:  # (S,) mono
     "Read a file as far as it goes; raises MusemoError where nothing of it can be decoded."
     read, promised = 0, file.frames / file.samplerate
+    ogg_cut = file.format == "OGG" and not _has_last_page(file.name)
     try:
         for block in read_blocks(file):
             read += len(block)
@@ -47,6 +60,8 @@ def read_what_is_there(
     seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
     if cut:
         notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
+    elif ogg_cut:
+        notes.append(f"cut off: ends after {seconds:.1f} s, without Ogg's last page")
     elif seconds < promised - 0.1:
         notes.append(f"damaged: decoded {seconds:.1f} s of {promised:.1f} s")
 

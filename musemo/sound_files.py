@@ -15,7 +15,7 @@ import soxr
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #bb2c4582
+# %% ../nbs/03_data.ipynb #9de8a3f6
 BLOCK = 2**16  # values that are read at once
 LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
 RATES = (4000, 768_000)  # Hz; outside, a header is damaged or what it tells is no music
@@ -39,7 +39,8 @@ class ForwardFile(soundfile.SoundFile):
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
     if not Path(path).is_file():
-        raise MusemoError(f"{path}: there is no such file")
+        named = "is a folder; name its files" if Path(path).is_dir() else "there is no such file"
+        raise MusemoError(f"{path}: {named}")
     try:
         file = ForwardFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:

@@ -46,7 +46,7 @@ def load_folds(run: Run, config: Config) -> dict | None:  # None: none of these 
     found = run.load("folds.json") if run.has("folds.json") else None
     return found if found and found.get("key") == folds_key(run, config) else None
 
-# %% ../nbs/12_evaluation.ipynb #cf6121fd
+# %% ../nbs/12_evaluation.ipynb #db6ef686
 def score_folds(
     rated: np.ndarray,  # (N, 2)
     arms: dict[str, list[np.ndarray]],  # who answers -> predictions (N, 2) of each seed
@@ -61,13 +61,16 @@ def score_folds(
     rows, redrawn = [], {}
     for name, seeds in arms.items():
         scores = [score_columns(rated, p) for p in seeds]
-        redrawn[name] = np.mean([drawn[name, i]["r2"] for i in range(len(seeds))], axis=0)
+        means = {
+            k: np.mean([drawn[name, i][k] for i in range(len(seeds))], axis=0) for k in scores[0]
+        }
+        redrawn[name] = means["r2"]
         for i, axis in enumerate(("valence", "arousal")):
             values = {k: [float(one[k][i]) for one in scores] for k in scores[0]}
             row = {k: float(np.mean(v)) for k, v in values.items()}
             spread = float(np.std(values["r2"], ddof=1)) if len(seeds) > 1 else None
             row |= {"r2_seeds": spread, "seeds": len(seeds)}
-            row["r2_interval"] = interval_95(redrawn[name][:, i], len(rated))
+            row |= {f"{k}_interval": interval_95(x[:, i], len(rated)) for k, x in means.items()}
             rows.append({"axis": axis, "who": name} | row)
     return pd.DataFrame(rows).set_index(["axis", "who"]), redrawn
 

@@ -88,9 +88,9 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #dc35243d
+# %% ../nbs/11_vit_training.ipynb #b2e526ca
 def train_epoch(
-    model: nn.Module,  # an EmotionViT, whole or cut
+    model: nn.Module,  # an EmotionViT, whole or cut; cut, where `mix` is given
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -105,8 +105,10 @@ def train_epoch(
     device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
-        if mix:
-            pixels, labels = mix(pixels, labels)
+        if mix:  # at the cut, so that the cache, which keeps what comes out there, changes nothing
+            with accelerator.autocast():
+                pixels = model.bring_to_cut(pixels.to(device))
+            pixels, labels = mix(pixels, labels.to(device))
         own, share = deal(len(labels), accelerator)
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from .config import Config
 from .core import MusemoError
 
-# %% ../nbs/02_config.ipynb #c42d4e43
+# %% ../nbs/02_config.ipynb #f87678c2
 class WeightsError(MusemoError):
     "Weights that cannot be had or do not fit: the message names the ways out."
 
@@ -21,7 +21,7 @@ class WeightsError(MusemoError):
 WAYS_OUT = (
     "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
     "2) on Kaggle, attach a ViT as an input (Add Input, Models) or switch the internet on, "
-    "3) vit.weights=scratch to train a small ViT without pretraining"
+    "3) preset demo, which needs none (or vit.weights=scratch to train this one from nothing)"
 )
 
 

@@ -160,7 +160,7 @@ def test_arrays_that_are_no_sound_say_why(model):
     assert model.predict(torch.from_numpy(wave), 16000) == model.predict(wave, 16000)
 
 
-@pytest.mark.parametrize("suffix", ["mp3", "wav", "flac"])
+@pytest.mark.parametrize("suffix", ["mp3", "wav", "flac", "ogg"])
 def test_a_corrupt_tail_leaves_the_rest_and_a_note(model, tmp_path, suffix):
     path = tmp_path / f"song.{suffix}"
     soundfile.write(path, music(20, 22050), 22050)

@@ -294,9 +294,10 @@ def cache_of(model, loaders, config, *, blocks=(), **options):
     return ActivationCache(model, loaders, config.training, **options)
 
 
-def train_thawing(run, *, folder=None, on_epoch=None, dropout=0.0, **values):
+def train_thawing(run, *, folder=None, on_epoch=None, dropout=0.0, mixup=0.0, **values):
     "Train a tiny ViT over the whole schedule: answers, history, rows that the first block saw."
     settings = {f"training__{k}": v for k, v in (THAWING | values).items()}
+    settings["augmentation__mixup"] = mixup
     settings |= {"training__backbone_rate": 0.1, "training__learning_rate": 1e-3}
     config = config_of(dataset__batch_size=4, **settings)
     make_noisy(run)
@@ -311,10 +312,11 @@ def train_thawing(run, *, folder=None, on_epoch=None, dropout=0.0, **values):
 
 
 @pytest.mark.parametrize(("precision", "far"), [("float32", 1e-5), ("float16", 2e-3)])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_cache_changes_no_prediction_over_the_whole_schedule(run, precision, far, dropout):
-    plain, history, all_rows = train_thawing(run, cache=False, dropout=dropout)
-    cached, same, rows = train_thawing(run, cache_precision=precision, dropout=dropout)
+@pytest.mark.parametrize(("dropout", "mixup"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4)])
+def test_cache_changes_no_prediction_over_the_whole_schedule(run, precision, far, dropout, mixup):
+    options = {"dropout": dropout, "mixup": mixup}
+    plain, history, all_rows = train_thawing(run, cache=False, **options)
+    cached, same, rows = train_thawing(run, cache_precision=precision, **options)
     assert np.abs(cached - plain).max() < far
     for column in ("train_loss", "val_loss"):
         assert np.allclose([r[column] for r in same], [r[column] for r in history], atol=far)

@@ -923,7 +923,7 @@ class WeightsError(MusemoError):
 WAYS_OUT = (
     "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
     "2) on Kaggle, attach a ViT as an input (Add Input, Models) or switch the internet on, "
-    "3) vit.weights=scratch to train a small ViT without pretraining"
+    "3) preset demo, which needs none (or vit.weights=scratch to train this one from nothing)"
 )
 
 

@@ -594,7 +594,8 @@ class ForwardFile(soundfile.SoundFile):
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
     if not Path(path).is_file():
-        raise MusemoError(f"{path}: there is no such file")
+        named = "is a folder; name its files" if Path(path).is_dir() else "there is no such file"
+        raise MusemoError(f"{path}: {named}")
     try:
         file = ForwardFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:

@@ -378,6 +378,12 @@ class CutViT(nn.Module):
         self.lower.train(mode and not self.frozen)
         return self
 
+    @torch.no_grad()
+    def bring_to_cut(self, inputs: torch.Tensor) -> torch.Tensor:
+        "Run pixels through what is frozen; tokens, and pixels that the head reads, stay."
+        stays = inputs.ndim != 4 or not self.frozen or self.model.reads_pixels
+        return inputs if stays else run_through(self.lower, inputs)
+
     def describe(self, inputs: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) or (B, 1 + P, D)
         "Give what the head reads, (B, D), of pixels or of tokens at the cut."
         tokens = run_through(self.lower, inputs) if inputs.ndim == 4 else inputs.float()
@@ -677,7 +683,7 @@ test_close(answer_together(whole, six, alone).numpy(), predict_songs(whole, six)
 # %%
 #| export
 def train_epoch(
-    model: nn.Module,  # an EmotionViT, whole or cut
+    model: nn.Module,  # an EmotionViT, whole or cut; cut, where `mix` is given
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -692,8 +698,10 @@ def train_epoch(
     device, total, seen = accelerator.device, 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for step, (pixels, labels, _) in enumerate(batches, 1):
-        if mix:
-            pixels, labels = mix(pixels, labels)
+        if mix:  # at the cut, so that the cache, which keeps what comes out there, changes nothing
+            with accelerator.autocast():
+                pixels = model.bring_to_cut(pixels.to(device))
+            pixels, labels = mix(pixels, labels.to(device))
         own, share = deal(len(labels), accelerator)
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))

@@ -271,13 +271,16 @@ def score_folds(
     rows, redrawn = [], {}
     for name, seeds in arms.items():
         scores = [score_columns(rated, p) for p in seeds]
-        redrawn[name] = np.mean([drawn[name, i]["r2"] for i in range(len(seeds))], axis=0)
+        means = {
+            k: np.mean([drawn[name, i][k] for i in range(len(seeds))], axis=0) for k in scores[0]
+        }
+        redrawn[name] = means["r2"]
         for i, axis in enumerate(("valence", "arousal")):
             values = {k: [float(one[k][i]) for one in scores] for k in scores[0]}
             row = {k: float(np.mean(v)) for k, v in values.items()}
             spread = float(np.std(values["r2"], ddof=1)) if len(seeds) > 1 else None
             row |= {"r2_seeds": spread, "seeds": len(seeds)}
-            row["r2_interval"] = interval_95(redrawn[name][:, i], len(rated))
+            row |= {f"{k}_interval": interval_95(x[:, i], len(rated)) for k, x in means.items()}
             rows.append({"axis": axis, "who": name} | row)
     return pd.DataFrame(rows).set_index(["axis", "who"]), redrawn
 
@@ -1652,6 +1655,7 @@ from musemo.vit import build_vit, describe_vit
 # %%
 #| export hearing
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -1680,12 +1684,24 @@ from musemo.spectrum import sounding_part, stream_log_mel
 
 # %%
 #| export hearing
+def _has_last_page(path: str | PathLike) -> bool:
+    "Say whether an Ogg file, whose header tells no length, ends with a page that says so."
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 2**17))  # a page is half of it at most
+        end = file.read()
+    page = end.rfind(b"OggS")
+    return page >= 0 and any(
+        flags & 4 for flags in end[page + 5 : page + 6]
+    )  # flag 4: the last page
+
+
 def read_what_is_there(
     file: ForwardFile,
     notes: list[str],  # grows by what is wrong with the file
 ) -> Iterator[np.ndarray]:  # (S,) mono
     "Read a file as far as it goes; raises MusemoError where nothing of it can be decoded."
     read, promised = 0, file.frames / file.samplerate
+    ogg_cut = file.format == "OGG" and not _has_last_page(file.name)
     try:
         for block in read_blocks(file):
             read += len(block)
@@ -1696,6 +1712,8 @@ def read_what_is_there(
     seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
     if cut:
         notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
+    elif ogg_cut:
+        notes.append(f"cut off: ends after {seconds:.1f} s, without Ogg's last page")
     elif seconds < promised - 0.1:
         notes.append(f"damaged: decoded {seconds:.1f} s of {promised:.1f} s")
 
@@ -2231,7 +2249,10 @@ def answer_curves(
             if isinstance(told, dict):
                 curve = follow(song)
                 picture = str(write_curve(curve, Path(target), title=song.name))
-                told = told | {"picture": picture, "curve": curve.round(4).to_dict("records")}
+                told = told | {
+                    "picture": picture,
+                    "curve": curve.astype(float).round(4).to_dict("records"),
+                }
         except MusemoError as error:
             told = error
         answers.append(told)
