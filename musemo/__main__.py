@@ -1,5 +1,21 @@
-"""python -m musemo is the command line."""
+"""The way in: musemo, or python -m musemo. A package that is missing is one line."""
 
-from musemo.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    "Run the command line."
+    try:
+        from musemo.cli import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        told = (
+            f"musemo: {error.name} is missing: pip install musemo, or pip install -e . in a clone"
+        )
+        print(told, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

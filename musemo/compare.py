@@ -16,8 +16,6 @@ from musemo.verdict import ARMS, AXES, RIVALS
 def open_done(folder: Path) -> dict:  # run, config, record, facts, environment
     "Read a run; raises MusemoError for a folder that is none, or one of another version."
     run = Run(folder.expanduser().resolve())
-    if not run.has("config.json"):
-        raise MusemoError(f"{folder}: is no run (no config.json); name a folder of `musemo run`")
     config = load_config(run, way_out="make it again with this version, or leave it out")
     record = load_record(run)
     facts = read_facts(run, config, record["sections"])

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from packaging.requirements import Requirement
 
+from musemo import __version__
 from musemo.core import MusemoError, pick_device, pick_precision
 from musemo.data import list_songs
 from musemo.presets import make_config
@@ -46,8 +47,14 @@ def _is_met(requirement: Requirement) -> bool:
 
 def check_packages() -> Iterator[Finding]:
     "Compare what is installed with what musemo asks for, the extras apart."
+    try:
+        asked = metadata.requires("musemo") or []
+    except metadata.PackageNotFoundError:
+        advice = "pip install -e . in its folder"
+        yield Finding("packages for everything", "musemo is not installed", advice, needed=True)
+        return
     wanted = defaultdict(list)
-    for text in metadata.requires("musemo") or []:
+    for text in asked:
         requirement = Requirement(text)
         extra = str(requirement.marker).partition("extra ==")[2].strip(" \"'")
         wanted[extra].append(requirement)
@@ -71,7 +78,7 @@ def check_machine() -> Iterator[Finding]:
     "Look at Python, cores, memory, disk, and the device that models would run on."
     memory = psutil.virtual_memory().total / 1e9
     free = shutil.disk_usage(".").free / 1e9
-    yield Finding("Python", f"{platform.python_version()}, musemo {metadata.version('musemo')}")
+    yield Finding("Python", f"{platform.python_version()}, musemo {__version__}")
     advice = "the demo needs 4 GB; lower dataset.batch_size" if memory < 4 else ""
     yield Finding("cores and memory", f"{os.cpu_count()} cores, {memory:.0f} GB", advice)
     advice = "a run of DEAM takes some 5 GB: name another --out" if free < 5 else ""
@@ -92,11 +99,13 @@ def check_sound() -> Iterator[Finding]:
     yield Finding("sound files", f"libsndfile {version}", advice if lacking else "")
 
 
-def _describe_data(place: Path) -> str:
+def _look_at_data(place: Path) -> Finding:
     "Count songs and sound files; raises MusemoError where a run could not read them."
     songs, _, files = list_songs(make_config("full", {"data.path": str(place)}))
     rated = songs["valence"].notna().sum()
-    return f"{place}: {rated} rated songs, {sum(map(bool, files))} sound files"
+    found = f"{place}: {rated} rated songs, {sum(map(bool, files))} sound files"
+    advice = "put the songs' sound below this folder, or where the table says"
+    return Finding("data", found, f"musemo run --data {place}" if any(files) else advice)
 
 
 def check_data(data: str = "") -> Iterator[Finding]:
@@ -104,18 +113,19 @@ def check_data(data: str = "") -> Iterator[Finding]:
     places = [Path(p).expanduser() for p in ((data,) if data else _places)]
     reasons = []
     for place in places:
+        if not place.exists():
+            continue
         try:
-            if place.exists():
-                yield Finding("data", _describe_data(place), f"musemo run --data {place}")
-                return
-            reasons.append(f"{place}: no such folder or table")
+            yield _look_at_data(place)
+            return
         except MusemoError as error:
             reasons.append(str(error))
     advice = (
         "fetch DEAM (cvml.unige.ch/databases/DEAM) and name its folder by --data, or a table of "
         "your own songs; without either musemo composes demo music"
     )
-    yield Finding("data", reasons[0] if data else "DEAM is in none of the usual places", advice)
+    nowhere = f"{data}: no such folder or table" if data else "DEAM is in none of the usual places"
+    yield Finding("data", reasons[0] if reasons else nowhere, advice)
 
 
 def check_weights(name: str = "") -> Iterator[Finding]:

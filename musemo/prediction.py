@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'FEW', 'check_format', 'SharedModel', 'EmotionModel', 'read_reach', 'model_of_run', 'predict_many', 'follow_song', 'open_model', 'export_model', 'push_model']
 
-# %% ../nbs/12_evaluation.ipynb #2152ba62
+# %% ../nbs/12_evaluation.ipynb #edfae323
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -255,14 +256,16 @@ def follow_song(
     values = np.concatenate(values)
     return pd.DataFrame({"seconds": seconds, "valence": values[:, 0], "arousal": values[:, 1]})
 
-# %% ../nbs/12_evaluation.ipynb #f561a719
+# %% ../nbs/12_evaluation.ipynb #733face9
 def open_model(name: str, *, device: str = "auto") -> EmotionModel:
     "Open a run's model, a folder that musemo export made, or a model on the hub."
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).exists():
         model = EmotionModel.from_run(folder)
-    else:
+    elif folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         model = EmotionModel.from_pretrained(folder if folder.exists() else name)
+    else:
+        raise MusemoError(f"{name}: is no folder here, and no OWNER/NAME of a model on the hub")
     return model.to(pick_device(device))
 
 

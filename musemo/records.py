@@ -10,7 +10,11 @@ def load_config(
     *,
     way_out: str = "choose another --out",  # where another version wrote it
 ) -> Config:
-    "Read a run's configuration; raises MusemoError where another version made it."
+    "Read a run's configuration; raises MusemoError where it is none, or another version's."
+    if not run.has("config.json"):
+        raise MusemoError(
+            f"{run.folder}: is no run (no config.json); name a folder of `musemo run`"
+        )
     try:
         return read_config(run.load("config.json"))
     except MusemoError:

@@ -125,6 +125,20 @@ def test_players_are_where_they_belong(visit):
     assert counts["reports/03_data"] >= 3 and counts["reports/08_audio"] >= 10 + 25
 
 
+def test_the_plane_plays_by_key_and_stops_for_another(visit):
+    page = visit("reports/08_audio")
+    one, other = (
+        page.locator(f'button[aria-label="play valence {valence}, arousal +0.00"]').first
+        for valence in ("+0.00", "+0.40")
+    )
+    sound = one.locator("xpath=following-sibling::audio").element_handle()
+    one.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("x => !x.paused && x.currentTime > 0", arg=sound)
+    other.click()
+    assert sound.evaluate("x => x.paused")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_wider_than_a_phone(name, visit):
     page = visit(name, width=390)

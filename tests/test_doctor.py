@@ -58,6 +58,33 @@ def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
     assert absent.found.endswith("no such folder or table") and "fetch DEAM" in absent.advice
 
 
+def test_data_that_a_run_could_not_use_gets_no_command_to_run(tmp_path, monkeypatch):
+    (tmp_path / "songs.csv").write_text("file,valence,arousal\na.mp3,5,5\nb.mp3,2,5\n")
+    (silent,) = check_data(str(tmp_path / "songs.csv"))
+    assert "0 sound files" in silent.found and "musemo run" not in silent.advice
+    (tmp_path / "DEAM").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (broken,) = check_data()
+    assert "holds no static_annotations" in broken.found
+
+
+@pytest.mark.parametrize("name", ["psutil", "soundfile", "torch", "typer"])
+def test_a_missing_package_is_one_line(name):
+    code = f"import sys; sys.modules[{name!r}] = None; import musemo.__main__ as m; m.main()"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"musemo: {name} is missing: pip install" in done.stderr
+
+
+def test_a_package_that_is_not_installed_is_said(monkeypatch):
+    def not_there(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", not_there)
+    (found,) = check_packages()
+    assert (found.found, found.needed) == ("musemo is not installed", True)
+
+
 @pytest.mark.parametrize("where", ["variables", "file"])
 def test_credentials_are_noticed_and_never_shown(where, monkeypatch, tmp_path):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):

@@ -13,6 +13,18 @@ from wandb.proto.wandb_internal_pb2 import Record
 from musemo.core import MusemoError, Run, progress
 from musemo.execution import _Errors, log, log_to, suite_bar
 from musemo.tracking import follow_with, track
+from tests.test_gan import write_run
+from tests.test_training import FITS, small
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_each_generators_curve_reaches_the_tracker(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSEMO_LOG", "")
+    follow_with("tensorboard", tmp_path)
+    history = FITS[name](write_run(tmp_path / "run", 0.0), small())[0]
+    events = EventAccumulator(str(tmp_path / f"logs/{name}")).Reload()
+    told = events.Tags()["scalars"]
+    assert told and len(events.Scalars(told[0])) == len(next(iter(history["steps"].values())))
 
 
 class Line:

@@ -2315,6 +2315,7 @@ print(show_answers(songs, [told, failed], "table"))
 #| export prediction
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -2621,8 +2622,10 @@ def open_model(name: str, *, device: str = "auto") -> EmotionModel:
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).exists():
         model = EmotionModel.from_run(folder)
-    else:
+    elif folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         model = EmotionModel.from_pretrained(folder if folder.exists() else name)
+    else:
+        raise MusemoError(f"{name}: is no folder here, and no OWNER/NAME of a model on the hub")
     return model.to(pick_device(device))
 
 
