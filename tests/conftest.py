@@ -27,13 +27,6 @@ in_chromium = pytest.mark.skipif(
 )
 
 
-def pytest_collection_modifyitems(items):
-    "Deal tests over processes by file; all that look at the smoke run share one, it takes minutes."
-    for item in items:
-        group = "smoke_run" if "smoke_run" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _quiet():
     os.environ["MUSEMO_QUIET"] = "1"
