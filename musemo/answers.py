@@ -72,7 +72,7 @@ def write_curve(curve: pd.DataFrame, target: Path, *, title: str) -> Path:  # th
     plt.close(figure)
     return path
 
-# %% ../nbs/12_evaluation.ipynb #12cbc9a1
+# %% ../nbs/12_evaluation.ipynb #46bb32a6
 def answer_curves(
     follow: Callable[[Path], pd.DataFrame],  # a song's curve
     songs: Iterable[Path],
@@ -90,10 +90,8 @@ def answer_curves(
             if isinstance(told, dict):
                 curve = follow(song)
                 picture = str(write_curve(curve, Path(target), title=song.name))
-                told = told | {
-                    "picture": picture,
-                    "curve": curve.astype(float).round(4).to_dict("records"),
-                }
+                rows = curve.astype(float).round(4).to_dict("records")
+                told = told | {"picture": picture, "curve": rows}
         except MusemoError as error:
             told = error
         answers.append(told)

@@ -236,7 +236,7 @@ def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object
     for end in FITTED:
         run.save(name + end, weights if end == ".safetensors" else results[end])
 
-# %% ../nbs/05_gan_training.ipynb #a69a8e86
+# %% ../nbs/05_gan_training.ipynb #1387f1b5
 def fit_generator(
     run: Run,
     config: Config,
@@ -267,10 +267,9 @@ def fit_generator(
     drawing = (time.perf_counter() - begun) / len(windows)
     times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
-    history = {"steps": as_columns(rows), "units": learner.units | {"settings": "as in config"}}
-    history["units"]["batch_size"] = "windows"
-    history |= {"identity": identity, "settings": weight_settings(config, name)}
-    history["batch_size"] = learner.batch_size  # half of what was asked for where memory ran out
+    units = learner.units | {"settings": "as in config", "batch_size": "windows"}
+    history = {"steps": as_columns(rows), "units": units, "identity": identity}
+    history |= {"settings": weight_settings(config, name), "batch_size": learner.batch_size}
     results = {"_samples.npy": windows, "_samples.csv": asked}
     save_fitted(run, name, learner, results | {"_times.json": times, "_history.json": history})
     run.path(keeper.file).unlink(missing_ok=True)

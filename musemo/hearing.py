@@ -31,16 +31,14 @@ from musemo.sound_files import (
 )
 from .spectrum import sounding_part, stream_log_mel
 
-# %% ../nbs/12_evaluation.ipynb #f8068128
+# %% ../nbs/12_evaluation.ipynb #69e01f3e
 def _has_last_page(path: str | PathLike) -> bool:
     "Say whether an Ogg file, whose header tells no length, ends with a page that says so."
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 2**17))  # a page is half of it at most
         end = file.read()
-    page = end.rfind(b"OggS")
-    return page >= 0 and any(
-        flags & 4 for flags in end[page + 5 : page + 6]
-    )  # flag 4: the last page
+    _, found, page = end.rpartition(b"OggS")  # a version follows, then flags; 4: the last page
+    return bool(found) and len(page) > 1 and bool(page[1] & 4)
 
 
 def read_what_is_there(

@@ -16,7 +16,7 @@ import nbformat
 from musemo.config import Config
 from musemo.core import MusemoError, Run, progress
 from musemo.pipeline import write_index
-from musemo.presets import changed_values, look_up
+from musemo.presets import changed_values
 from musemo.records import load_config, load_record
 from musemo.report import split_kernel
 
@@ -98,9 +98,11 @@ def write_kernel(
     "Write what is pushed: the notebook with its parameters, and its metadata."
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MusemoError(f"{folder}: is there already; name a folder that is new or empty")
-    for field, option in (("vit.weights", "--weights"), ("data.path", "--data")):
-        place = look_up(config.model_dump(), field)
-        if place and Path(place).expanduser().exists() and not place.startswith("/kaggle"):
+    named = [("vit.weights", config.vit.weights, "--weights")]
+    named += [("data.path", config.data.path, "--data")]
+    for field, place, option in named:
+        elsewhere = place in ("", "scratch") or place.startswith("/kaggle")
+        if not elsewhere and Path(place).expanduser().exists():
             raise MusemoError(
                 f"{field} = {place!r}: lies on this machine; make it a data set or model of "
                 f"Kaggle's and name that by {option}"

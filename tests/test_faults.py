@@ -143,8 +143,8 @@ def test_one_section_with_other_settings_would_mix_two_runs(copied, small_config
     assert executed == [] and Run(out).load("config.json")["gan"]["epochs"] == 2
 
 
-def test_one_section_is_not_built_on_songs_that_are_gone(copied, small_config, tmp_path):
-    "Else a generator of before would go on with songs that may be test songs now."
+def change_a_song(copied, small_config, tmp_path):
+    "Put noise in place of a song under a finished run; gives the run's configuration."
     out, executed = copied
     music = shutil.copytree(small_config.data.path, tmp_path / "music")
     config = changed_config(small_config, data__path=str(music))
@@ -152,6 +152,12 @@ def test_one_section_is_not_built_on_songs_that_are_gone(copied, small_config, t
     executed.clear()
     path = next(music.rglob("3.mp3"))
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 70000), 22050)
+    return config
+
+
+def test_one_section_is_not_built_on_songs_that_are_gone(copied, small_config, tmp_path):
+    "Else a generator of before would go on with songs that may be test songs now."
+    (out, executed), config = copied, change_a_song(copied, small_config, tmp_path)
     for _ in range(2):
         with pytest.raises(MusemoError, match="--only 12: .* lacks section 03_data"):
             run_suite(config, out, only=12)
@@ -187,13 +193,7 @@ def test_folds_with_other_settings_leave_a_run_as_it_is(copied, small_config):
 
 
 def test_other_sound_or_labels_make_section_3_again(small_config, smoke_run, copied, tmp_path):
-    out, executed = copied
-    music = shutil.copytree(small_config.data.path, tmp_path / "music")
-    config = changed_config(small_config, data__path=str(music))
-    run_suite(config, out)
-    executed.clear()
-    path = next(music.rglob("3.mp3"))
-    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 70000), 22050)
+    (out, executed), config = copied, change_a_song(copied, small_config, tmp_path)
     run_suite(config, out)
     assert executed == ["03_data"]  # which left the same here: it was copied
     assert "tables or sound changed; section 3 is made again" in (out / "run.log").read_text()

@@ -287,6 +287,12 @@ def test_intervals_are_told_where_they_are_known(model, tmp_path):
     assert said["arousal_1_9_interval"] == pytest.approx([5 + 4 * low, 5 + 4 * high])
 
 
+def test_a_name_that_is_no_folder_and_none_on_the_hub_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(MusemoError, match="nope: is no folder here, and no OWNER/NAME"):
+        open_model("nope")
+
+
 def test_a_model_of_another_version_says_so(folder, tmp_path):
     def changed(**values):
         name = tmp_path / f"model{len(os.listdir(tmp_path))}"

@@ -99,6 +99,7 @@ import tempfile
 
 import numpy as np
 from fastcore.test import test_close, test_eq, test_fail
+
 from musemo.core import COLORS, subplots
 
 

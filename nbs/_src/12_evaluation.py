@@ -1689,10 +1689,8 @@ def _has_last_page(path: str | PathLike) -> bool:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 2**17))  # a page is half of it at most
         end = file.read()
-    page = end.rfind(b"OggS")
-    return page >= 0 and any(
-        flags & 4 for flags in end[page + 5 : page + 6]
-    )  # flag 4: the last page
+    _, found, page = end.rpartition(b"OggS")  # a version follows, then flags; 4: the last page
+    return bool(found) and len(page) > 1 and bool(page[1] & 4)
 
 
 def read_what_is_there(
@@ -2249,10 +2247,8 @@ def answer_curves(
             if isinstance(told, dict):
                 curve = follow(song)
                 picture = str(write_curve(curve, Path(target), title=song.name))
-                told = told | {
-                    "picture": picture,
-                    "curve": curve.astype(float).round(4).to_dict("records"),
-                }
+                rows = curve.astype(float).round(4).to_dict("records")
+                told = told | {"picture": picture, "curve": rows}
         except MusemoError as error:
             told = error
         answers.append(told)
