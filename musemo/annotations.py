@@ -13,7 +13,7 @@ import pandas as pd
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #7b31bea6
+# %% ../nbs/03_data.ipynb #37879f95
 LABELS = ["valence", "arousal"]
 SCALES = {"1-9": (1, 9), "-1-1": (-1, 1), "0-1": (0, 1)}
 
@@ -50,12 +50,15 @@ def _read_table(
     try:
         rows = _read_cells(path)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise MusemoError(f"{path}: is no readable comma-separated table ({error})") from error
+        raise MusemoError(
+            f"{path}: is no readable table ({error}); save it as CSV in UTF-8"
+        ) from error
     names = [plain_name(name) for name in rows.pop(min(rows))] if rows else []
     for name in needed:
         if names.count(name) != 1:
             many = f"{names.count(name)} columns" if name in names else "no column"
-            raise MusemoError(f"{path}: has {many} {name}; it has {', '.join(names) or 'no row'}")
+            there = ", ".join(names) or "no row"
+            raise MusemoError(f"{path}: has {many} {name}; give one that name, of {there}")
     width = len(names)
     for line, cells in rows.items():
         if len(cells) > width or len(cells) < width and not ragged:
@@ -86,7 +89,7 @@ def _spreads(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     known = _numbers(told, column, path, 0, 8) if len(told) else pd.Series(dtype=float)
     return known.reindex(table.index)
 
-# %% ../nbs/03_data.ipynb #5ad6eac8
+# %% ../nbs/03_data.ipynb #bb45363b
 def read_annotations(
     path: Path,  # a static table of DEAM, 1-9
 ) -> pd.DataFrame:  # song_id; valence and arousal with _std, still 1-9
@@ -95,14 +98,15 @@ def read_annotations(
     ids = _numbers(raw, "song_id", path, 0, 1e9)
     if (ids % 1).any():
         row = (ids % 1).idxmax()
-        raise MusemoError(f"{path}, row {row}: song_id {ids[row]} must be a whole number")
+        raise MusemoError(f"{path}, row {row}: song_id {ids[row]} must be a whole number; mend it")
     songs = pd.DataFrame({"song_id": ids.astype(int)})
     for label in LABELS:
         songs[label] = _numbers(raw, f"{label}_mean", path, 1, 9)
         songs[f"{label}_std"] = _spreads(raw, f"{label}_std", path)
     twice = songs["song_id"].duplicated()
     if twice.any():
-        raise MusemoError(f"{path}: song_id {songs['song_id'][twice].iloc[0]} stands there twice")
+        first = songs["song_id"][twice].iloc[0]
+        raise MusemoError(f"{path}: song_id {first} stands there twice; remove one of the rows")
     return songs.reset_index(drop=True)
 
 
@@ -114,7 +118,8 @@ def read_own_table(
     raw = _read_table(path, ["file", *LABELS])
     twice = raw["file"].duplicated()
     if twice.any():
-        raise MusemoError(f"{path}: file {raw['file'][twice].iloc[0]} stands there twice")
+        first = raw["file"][twice].iloc[0]
+        raise MusemoError(f"{path}: file {first} stands there twice; remove one of the rows")
     songs = pd.DataFrame({"song_id": raw.index - 1, "file": raw["file"]})
     songs["artist"] = raw.get("artist", pd.Series("", raw.index))
     for label in LABELS:

@@ -72,13 +72,13 @@ def write_curve(curve: pd.DataFrame, target: Path, *, title: str) -> Path:  # th
     plt.close(figure)
     return path
 
-# %% ../nbs/12_evaluation.ipynb #46bb32a6
+# %% ../nbs/12_evaluation.ipynb #7f6c82b1
 def answer_curves(
     follow: Callable[[Path], pd.DataFrame],  # a song's curve
     songs: Iterable[Path],
     said: list[dict | MusemoError],  # what was predicted of each
     out: Path | None,  # folder of the pictures; None: beside each song
-) -> list[dict | MusemoError]:  # with curve and picture; a reason where they cannot be
+) -> list[dict | MusemoError]:  # with curve and picture, or why there are none
     "Add a curve to each song that could be predicted, and write its picture."
     answers, written = [], set()
     for song, told in zip(songs, said, strict=True):
@@ -93,7 +93,7 @@ def answer_curves(
                 rows = curve.astype(float).round(4).to_dict("records")
                 told = told | {"picture": picture, "curve": rows}
         except MusemoError as error:
-            told = error
+            told = told | {"no_curve": str(error)}
         answers.append(told)
     return answers
 

@@ -16,7 +16,7 @@ from .config import AudioConfig, Config, InversionConfig
 from .core import MusemoError, plot_log_mel, subplots
 from .spectrum import mel_bank, short_time, squared, wave_log_mel
 
-# %% ../nbs/08_audio.ipynb #81780fe9
+# %% ../nbs/08_audio.ipynb #7d837d3d
 def to_power(
     log_mel: np.ndarray,  # (B, M, T) in [-1, 1]
     audio: AudioConfig,
@@ -30,7 +30,7 @@ def to_power(
         )
     bad = int((~np.isfinite(log_mel)).sum())
     if bad:
-        raise MusemoError(f"{bad} values of the log-mel are NaN or infinite: they have no sound")
+        raise MusemoError(f"{bad} values of the log-mel are NaN or infinite: leave those out")
     power = 10 ** (audio.to_db(np.clip(log_mel, -1, 1)) / 10)
     return torch.from_numpy(np.where(log_mel <= -1, 0, power).astype(np.float32))
 

@@ -54,9 +54,13 @@ def predict(
     form = "json" if as_json else "csv" if as_csv else "table"
     if shown := show_answers(songs, said, form):
         typer.echo(shown)
-    failed = [str(told) for told in said if isinstance(told, MusemoError)]
-    if failed:
-        lines = [f"{len(failed)} of {len(songs)} songs could not be predicted:", *failed]
+    failed = [told for told in said if isinstance(told, MusemoError)]
+    curveless = [told["no_curve"] for told in said if told not in failed and "no_curve" in told]
+    lines = []
+    for what, why in (("predicted", failed), ("followed in time", curveless)):
+        if why:
+            lines += [f"{len(why)} of {len(songs)} songs could not be {what}:", *map(str, why)]
+    if lines:
         raise MusemoError("\n  ".join(lines))
 
 

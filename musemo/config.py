@@ -30,18 +30,23 @@ from musemo.vit_settings import (
     VitConfig,
 )
 
-# %% ../nbs/02_config.ipynb #f35ebc1f
+# %% ../nbs/02_config.ipynb #baf3b360
 class GanConfig(Section):
     "The conditional GAN: size, schedule and balance rule."
 
     frames: int = setting(128, "frames", "width of what it draws; 1292 is 30 s", ORIGINAL, ge=16)
     latent: int = setting(128, "numbers", "noise vector", ge=1)
     condition: int = setting(64, "numbers", "embedding of valence and arousal", ge=2)
-    channels: int = setting(256, "channels", "of the generator's seed map; multiple of 16", ge=16)
-    narrowest: int = setting(32, "channels", "of its finest layers", ge=8, multiple_of=8)
+    channels: int = setting(256, "channels", "of both networks; a multiple of 16", ge=16)
+    narrowest: int = setting(
+        32, "channels", "of the discriminator's finest layers", ge=8, multiple_of=8
+    )
     attention_after: int = setting(
         1, "layer", "up-sampling layers before self-attention", ge=0, le=3
     )
+    steepest_fall: float = setting(430.0, "dB/s", "at which what it draws can fade", gt=0)
+    first_fall: float = setting(195.0, "dB/s", "at which it fades before training", gt=0)
+    zoom: float = setting(2.0, "x", "at which the discriminator sees notes and steps", gt=0)
     epochs: int = setting(10, "epochs", "passes over the training songs", SPEC, ge=1)
     windows_per_song: int = setting(1, "windows", "random windows of a song in an epoch", ge=1)
     batch_size: int = setting(16, "windows", "lower it where memory is short", SPEC, ge=2)
@@ -73,9 +78,11 @@ class GanConfig(Section):
             raise ValueError("weak_below < strong_above and min_steps <= max_steps must hold")
         if self.channels % 16 or self.narrowest > self.channels:
             raise ValueError("channels must be a multiple of 16, and narrowest no more")
+        if self.first_fall >= self.steepest_fall:
+            raise ValueError("first_fall must be below steepest_fall")
         return self
 
-# %% ../nbs/02_config.ipynb #44d689ce
+# %% ../nbs/02_config.ipynb #ab249395
 class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
@@ -87,15 +94,6 @@ class ResidualConfig(Section):
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
-    zoom: float = setting(2.0, "x", "at which the discriminator sees notes and steps", gt=0)
-    steepest_fall: float = setting(430.0, "dB/s", "at which what it draws can fade", gt=0)
-    first_fall: float = setting(195.0, "dB/s", "at which it fades before training", gt=0)
-
-    @model_validator(mode="after")
-    def _check(self):
-        if self.first_fall >= self.steepest_fall:
-            raise ValueError("first_fall must be below steepest_fall")
-        return self
 
 # %% ../nbs/02_config.ipynb #7eb7be3f
 class FlowConfig(Section):
@@ -174,7 +172,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #d98e79ba
+# %% ../nbs/02_config.ipynb #67e96a5a
 class Config(Section):
     "Everything that a run depends on."
 
@@ -231,6 +229,8 @@ class Config(Section):
             raise ValueError(
                 "training.recipe = small goes with vit.weights=scratch and dataset.image_size=0"
             )
+        if self.training.recipe == "small" and self.augmentation.mixup and not self.small.thaw:
+            raise ValueError("augmentation.mixup goes with training.recipe=spec or small.thaw=true")
         if self.synthesis.generator not in ("best", *self.generators):
             raise ValueError(f"synthesis.generator must be best or one of {self.generators}")
         if len(set(self.generators)) < len(self.generators):

@@ -148,7 +148,7 @@ def write_atomic(
             temporary.unlink()
     return path
 
-# %% ../nbs/01_core.ipynb #c7ecaeee
+# %% ../nbs/01_core.ipynb #d2a21025
 @dataclass(frozen=True)
 class Run:
     "A folder of artifacts, each written whole or not at all."
@@ -158,7 +158,7 @@ class Run:
     def path(self, name: str) -> Path:
         "Say where an artifact lies; raises MusemoError for a name that leads out of the run."
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise MusemoError(f"{name!r}: no artifact's name, it leads out of {self.folder}")
+            raise MusemoError(f"{name!r}: an artifact's name must stay inside {self.folder}")
         return Path(self.folder) / name
 
     def has(self, *names: str) -> bool:

@@ -6,7 +6,7 @@
 __all__ = ['AUDIO_SUFFIXES', 'REASONS', 'Sources', 'find_deam', 'find_data', 'decode', 'cached_log_mel', 'extract_log_mels',
            'list_songs', 'about_data', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #35391ece
+# %% ../nbs/03_data.ipynb #d6d64534
 import hashlib
 import os
 import re
@@ -32,11 +32,11 @@ from musemo.annotations import (
 from .config import AudioConfig, Config
 from .core import MusemoError, Run, rng_for, write_atomic
 from .jobs import run_jobs
-from .sound_files import open_sound, read_blocks, resample
+from .sound_files import CONVERT, open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 from .splitting import group_songs, split_songs
 
-# %% ../nbs/03_data.ipynb #4ef6e374
+# %% ../nbs/03_data.ipynb #9ce71b2b
 @dataclass(frozen=True)
 class Sources:
     "Where the tables and the sound of a data set lie."
@@ -81,7 +81,10 @@ def find_data(config: Config) -> Sources:
     "Find what data.path names: a folder in DEAM's layout, or a table of files."
     path = Path(config.data.path).expanduser()
     if not path.exists():
-        raise MusemoError(f"data.path = {config.data.path!r}: there is no such folder or table")
+        raise MusemoError(
+            f"data.path = {config.data.path!r}: there is no such folder or table; "
+            "name DEAM's folder or a .csv of your songs"
+        )
     if path.is_dir():
         sources = find_deam(path)
         for table in sources.tables:
@@ -90,7 +93,7 @@ def find_data(config: Config) -> Sources:
     read_own_table(path, config.data.scale)
     return Sources([path])
 
-# %% ../nbs/03_data.ipynb #9fffc8c7
+# %% ../nbs/03_data.ipynb #2b592e23
 def decode(
     path: str | Path,
     audio: AudioConfig,
@@ -102,7 +105,9 @@ def decode(
         try:
             wave = np.concatenate(list(resample(blocks, file.samplerate, audio.sample_rate)))
         except soundfile.LibsndfileError as error:
-            raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
+            raise MusemoError(
+                f"{path}: cannot be decoded ({error.error_string}); {CONVERT}"
+            ) from error
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
 # %% ../nbs/03_data.ipynb #13de7dc9

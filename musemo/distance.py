@@ -13,7 +13,7 @@ from torch import nn
 from .config import AudioConfig
 from .core import MusemoError
 
-# %% ../nbs/06_gan_quality.ipynb #cea22d39
+# %% ../nbs/06_gan_quality.ipynb #7f0b2246
 def check_windows(
     windows: np.ndarray,  # (n, M, T) in [-1, 1]
     like: np.ndarray | None = None,  # windows of the shape that these must have
@@ -29,7 +29,7 @@ def check_windows(
         )
     if not np.isfinite(windows).all():
         bad = int((~np.isfinite(windows).all((1, 2))).sum())
-        raise MusemoError(f"{bad} of {len(windows)} windows hold NaN or infinity: none may")
+        raise MusemoError(f"{bad} of {len(windows)} windows hold NaN or infinity: leave those out")
     return windows
 
 
@@ -139,7 +139,7 @@ def leading_directions(
     matrix = rows.T @ (vectors[:, -count:] / np.sqrt(np.maximum(values[-count:], 1e-9)))
     return lambda rows: (rows - center) @ matrix
 
-# %% ../nbs/06_gan_quality.ipynb #ed6d55bc
+# %% ../nbs/06_gan_quality.ipynb #4260f9a2
 def quantile_distance(
     a: np.ndarray,  # (n, K)
     b: np.ndarray,  # (m, K)
@@ -168,14 +168,14 @@ def kernel_distance(
     songs = songs or (np.arange(len(a)), np.arange(len(real)))
     other_a, other = (x[:, None] != x for x in songs)
     if not (other_a.any() and other.any()):
-        raise MusemoError("all rows of a set are of one song: pairs of two songs are needed")
+        raise MusemoError("all rows of a set are of one song: give some of two songs or more")
     within = squared_distances(real, real)[other]
     width = max(np.median(within), 1e-12)
     between = np.exp(-squared_distances(a, real) / width).mean()
     same_a = np.exp(-squared_distances(a, a)[other_a] / width).mean()
     return float(same_a + np.exp(-within / width).mean() - 2 * between)
 
-# %% ../nbs/06_gan_quality.ipynb #5a8c3e6c
+# %% ../nbs/06_gan_quality.ipynb #b6b99c17
 def neighbour_radius(
     between: np.ndarray,  # (n, n) squared distances within a set
     songs: np.ndarray,  # (n,) a song's own rows are no neighbours
@@ -185,7 +185,9 @@ def neighbour_radius(
     between = np.where(songs[:, None] == songs, np.inf, between)
     neighbours = min(neighbours, int(np.isfinite(between).sum(1).min()))
     if neighbours < 1:
-        raise MusemoError("all windows are of one song: neighbours are sought in others")
+        raise MusemoError(
+            "all windows are of one song: give some of others, where neighbours are sought"
+        )
     return np.sort(between, 1)[:, neighbours - 1]
 
 

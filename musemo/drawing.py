@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['check_conditions', 'row_noise', 'generate', 'build_generator', 'weight_settings', 'check_weight_settings']
 
-# %% ../nbs/04_gan.ipynb #44bfc7bc
+# %% ../nbs/04_gan.ipynb #0eaa3598
 import numpy as np
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ from .config import Config
 from .core import MusemoError, autocast, progress
 from .flow import Flow
 from .gan import Generator
-from .residual import build_residual
 
 # %% ../nbs/04_gan.ipynb #c6628fc0
 def check_conditions(
@@ -76,17 +75,15 @@ def generate(
         out[start : start + batch_size] = np.clip(pieces, -1, 1)
     return out
 
-# %% ../nbs/04_gan.ipynb #8799607f
+# %% ../nbs/04_gan.ipynb #9ef1b804
 def build_generator(
     config: Config,
     name: str,  # gan, residual or flow
 ) -> nn.Module:
     "Build one of the generators, untrained, from torch's global random state."
-    if name == "residual":
-        return build_residual(config)[0]
-    return {"gan": Generator, "flow": Flow}[name](config)
+    return Flow(config) if name == "flow" else Generator(config)
 
-# %% ../nbs/04_gan.ipynb #d503c1e3
+# %% ../nbs/04_gan.ipynb #bb59a98c
 def weight_settings(
     config: Config,
     name: str,  # gan, residual or flow
@@ -96,11 +93,9 @@ def weight_settings(
     if name == "flow":
         own = {"gan": {"frames": config.gan.frames}, "flow": {"channels": [*config.flow.channels]}}
     else:
-        sizes = ("frames", "latent", "condition", "channels", "narrowest", "attention_after")
-        own = {"gan": config.gan.model_dump(mode="json", include=set(sizes))}
-    if name == "residual":
-        falls = {"steepest_fall", "first_fall"}
-        own["residual"] = config.residual.model_dump(mode="json", include=falls)
+        sizes = {"frames", "latent", "condition", "channels", "attention_after"}
+        sizes |= {"steepest_fall", "first_fall"}
+        own = {"gan": config.gan.model_dump(mode="json", include=sizes)}
     return {f"{part}.{k}": v for part, x in ({"audio": audio} | own).items() for k, v in x.items()}
 
 # %% ../nbs/04_gan.ipynb #e8d80a72

@@ -7,7 +7,7 @@ __all__ = ['song_statistics', 'cut_whole', 'song_features', 'fit_rivals', 'predi
            'pick_columns', 'score_predictions', 'add_intervals', 'evaluate_vit', 'metrics_table',
            'say_what_it_is_worth']
 
-# %% ../nbs/12_evaluation.ipynb #4331a52c
+# %% ../nbs/12_evaluation.ipynb #6b831721
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +26,7 @@ from musemo.intervals import (
     unscaled,
 )
 from .metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from .verdict import RIVALS, join_words
+from .verdict import AXES, RIVALS, join_words, noise_ceiling, say_ceiling
 from musemo.descriptors import (
     band_statistics,
     harmony_statistics,
@@ -109,7 +109,7 @@ def load_vit(run: Run, config: Config) -> EmotionViT:
         ) from error
     return model.to(pick_device(config.device))
 
-# %% ../nbs/12_evaluation.ipynb #2417a044
+# %% ../nbs/12_evaluation.ipynb #f5fbff06
 def predict_parts(run: Run, config: Config) -> pd.DataFrame:  # a row a song of val and test
     "Predict validation and test songs with the model, and test songs with its rivals."
     model = load_vit(run, config)
@@ -117,7 +117,9 @@ def predict_parts(run: Run, config: Config) -> pd.DataFrame:  # a row a song of 
     tables = []
     for split in ("val", "test"):
         data = loaders[split].dataset
-        table = data.songs[["song_id", "split", "group", "valence", "arousal"]].copy()
+        spreads = [f"{axis}_std" for axis in AXES]  # not every table tells them
+        kept = ["song_id", "split", "group", *AXES, *spreads]
+        table = data.songs.reindex(columns=kept)
         answers = {"predicted": predict_songs(model, loaders[split])}
         if split == "test":
             answers |= predict_baselines(loaders["train"].dataset, data)
@@ -189,7 +191,7 @@ def add_intervals(
             table.loc[test, columns] = values.round(6)
     return table, intervals, plain
 
-# %% ../nbs/12_evaluation.ipynb #9b18bbc7
+# %% ../nbs/12_evaluation.ipynb #fd296521
 def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metrics, predictions
     "Judge this run's ViT on its real test songs and leave metrics, predictions and intervals."
     predictions, intervals, plain = add_intervals(run, config, predict_parts(run, config))
@@ -197,6 +199,8 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
     rng = rng_for(config.seed, "evaluation")
     record = score_predictions(test, draws=config.quality.bootstrap, rng=rng)
     record["n_test"], record["n_train"] = len(test), len(load_part(run, "train")[0])
+    spread = pick_columns(test, "std").astype(float)
+    record["ceiling"] = noise_ceiling(pick_columns(test), spread, config.data.raters)
     record["bootstrap"], record["seeds"], record["splits"] = config.quality.bootstrap, 1, 1
     ends = {x: [pick_columns(test, f"{end}{x}") for end in ("low", "high")] for x in _WIDTHS}
     record["intervals"] = score_intervals(pick_columns(test), ends) | {
@@ -213,6 +217,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
         "coverage, aim": "share of test songs whose rating lies in its interval",
         "width": "mean over test songs, on [-1, 1]",
         "power": "of the raters' spread; 0: all intervals are alike",
+        "ceiling": "r2 and r that raters' own noise allows; null: their spread is not known",
     }
     run.save("metrics.json", record)
     run.save("intervals.json", intervals_record(intervals, plain))
@@ -221,9 +226,9 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
     run.save("predictions.csv", predictions[["song_id", "split", *columns]])
     return record, predictions
 
-# %% ../nbs/12_evaluation.ipynb #9920b301
+# %% ../nbs/12_evaluation.ipynb #12d6b264
 def metrics_table(record: dict) -> pd.DataFrame:
-    "Lay the metrics out: a row for each of model, mean and ridge, and the model's interval."
+    "Lay the metrics out: a row for the model, its interval, each rival, and what raters allow."
     shown = {"model": "this model"} | RIVALS
     rows = {}
     for axis in ("valence", "arousal"):
@@ -234,8 +239,10 @@ def metrics_table(record: dict) -> pd.DataFrame:
             k: f"{v[0]:.2f} .. {v[1]:.2f}" if v else "-"
             for k, v in record[axis]["model_interval"].items()
         }
+        top = {k: v for k, v in record["ceiling"][axis].items() if v is not None}
+        rows[axis, "raters' own noise allows"] = {k: f"{v:.3f}" for k, v in top.items()}
     names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
-    return pd.DataFrame(rows).T.rename(columns=names)
+    return pd.DataFrame(rows).T.fillna("-").rename(columns=names)
 
 
 def say_what_it_is_worth(record: dict) -> str:
@@ -256,4 +263,4 @@ def say_what_it_is_worth(record: dict) -> str:
             verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
         told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
         lines.append(f"{axis.capitalize()}: {told}.")
-    return "\n".join(lines)
+    return "\n".join(lines + say_ceiling(record["ceiling"]))

@@ -111,7 +111,7 @@ def circle(
     size = (t * t + (1 - t) ** 2).sqrt()
     return t / size, (1 - t) / size, size
 
-# %% ../nbs/04_gan.ipynb #c871282f
+# %% ../nbs/04_gan.ipynb #0011d787
 class Flow(nn.Module):
     "Draw log-mel windows for wanted emotions, out of noise in a few steps."
 
@@ -128,8 +128,13 @@ class Flow(nn.Module):
         self.mix = nn.Linear(width, 2 * 16)  # what goes past the U-Net, and what comes out of it
         nn.init.zeros_(self.mix.weight)
         self.mix.bias.data = torch.tensor([0.0, 1.0]).repeat_interleave(16)
-        self.register_buffer("band_means", torch.zeros(config.audio.n_mels, 1))
+        self.register_buffer("line", torch.zeros(config.audio.n_mels, 3))  # level at (0, 0), slopes
         self.register_buffer("deviation", torch.ones(1))
+
+    def levels(self, labels: torch.Tensor) -> torch.Tensor:
+        "Say the level of each band in songs of an emotion: (B, 2) -> (B, 1, M, 1)."
+        slopes = (labels[:, None] * self.line[:, 1:]).sum(2)  # (B, M), in full precision
+        return (self.line[:, 0] + slopes)[:, None, :, None]
 
     def noise_size(self, frames: int) -> int:
         "Say how many numbers of noise a piece of some frames grows from: one for each cell."
@@ -144,7 +149,7 @@ class Flow(nn.Module):
         "Draw one window, or one longer piece, for each row."
         start = noise.unflatten(1, (1, self.shape[0], frames or self.shape[1]))
         drawn = draw_flow(self, start, labels, guidance=self.flow.guidance)
-        return (drawn * self.deviation + self.band_means).clamp(-1, 1)
+        return (drawn * self.deviation + self.levels(labels)).clamp(-1, 1)
 
     def turn(
         self,

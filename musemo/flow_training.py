@@ -44,7 +44,7 @@ def flow_rate(step: int, flow: FlowConfig) -> float:  # share of the learning ra
     "Rise over the warm-up, then fall as a cosine to zero."
     return min((step + 1) / flow.warm_up, (1 + math.cos(math.pi * step / flow.steps)) / 2)
 
-# %% ../nbs/05_gan_training.ipynb #4913f5cd
+# %% ../nbs/05_gan_training.ipynb #3a6260e7
 class FlowLearner(Learner):
     "The flow in training: no contest, nothing to balance."
 
@@ -54,7 +54,7 @@ class FlowLearner(Learner):
         flow = self.flow = config.flow
         super().__init__(config, device, steps=flow.steps, batch_size=flow.batch_size)
         net = Flow(config)
-        net.band_means, net.deviation = songs.levels()
+        net.line, net.deviation = songs.line()
         options = {"betas": (0.9, 0.99), "clip": flow.clip_norm, "decay": 0.01}
         self.net = self.put("generator", net, **options)
         self.average_from(flow.averaging)
@@ -63,8 +63,9 @@ class FlowLearner(Learner):
         "Make one step of the regression."
         net, rate = self.net.network, self.flow.learning_rate * flow_rate(len(rows), self.flow)
         labels = self.move(labels, self.flow.jitter)
+        standardised = (real - net.levels(labels)) / net.deviation
         with autocast(self.device, self.precision):
-            loss = flow_loss(net, (real - net.band_means) / net.deviation, labels, self.rng)
+            loss = flow_loss(net, standardised, labels, self.rng)
         return {"loss": loss.item(), "norm": self.net.follow(loss, rate), "rate": rate}
 
 

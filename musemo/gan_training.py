@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accuracies', 'next_steps', 'verdict_loss', 'joint_logit', 'GanLearner', 'fit_gan']
 
-# %% ../nbs/05_gan_training.ipynb #5c2ec694
+# %% ../nbs/05_gan_training.ipynb #f3b8dcec
 import math
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from .config import Config, GanConfig
 from .core import Run, autocast
-from .gan import build_gan
+from .gan import Discriminator, Generator, build_gan
 from .generator_training import Learner, Songs, fit_generator
 
 # %% ../nbs/05_gan_training.ipynb #9eb16c61
@@ -54,7 +54,7 @@ def joint_logit(verdicts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     "Join the verdicts on each window into one logit, (B,)."
     return torch.stack([logits.float().mean(1) for logits in verdicts]).mean(0)
 
-# %% ../nbs/05_gan_training.ipynb #2442e58b
+# %% ../nbs/05_gan_training.ipynb #ea0d44da
 class GanLearner(Learner):
     "The specification's GAN in training: both sides, and where they meet."
 
@@ -80,14 +80,14 @@ class GanLearner(Learner):
     def build(self, config: Config, songs: Songs) -> None:
         "Take both networks into training."
         self.rate, self.share = self.gan.learning_rate, self.gan.discriminator_rate
-        self.put_pair(build_gan(config), *songs.levels(), betas=(self.gan.beta1, 0.999))
+        self.put_pair(build_gan(config), songs, betas=(self.gan.beta1, 0.999))
         self.average_from(self.gan.averaging)
 
-    def put_pair(self, pair, means: torch.Tensor, deviation: torch.Tensor, **options) -> None:
-        "Tell a pair the songs' levels, (M, 1) and (1,), and take it into training."
+    def put_pair(self, pair: tuple[Generator, Discriminator], songs: Songs, **options) -> None:
+        "Tell a pair what can be measured of the songs, and take it into training."
         generator, discriminator = pair
-        generator.level.data.copy_(means.clamp(-0.99, 0.99).atanh())
-        discriminator.band_means, discriminator.deviation = means, deviation
+        generator.start_from(*songs.spectra())
+        discriminator.band_means, discriminator.deviation = songs.levels()
         options["clip"] = self.gan.clip_norm
         self.generator = self.put("generator", generator, **options)
         self.discriminator = self.put("discriminator", discriminator, **options)

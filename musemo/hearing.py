@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Song', 'read_what_is_there', 'check_wave', 'Heard', 'hear', 'look_ahead', 'torch_threads', 'cover_song', 'batch_windows']
 
-# %% ../nbs/12_evaluation.ipynb #6a8828ec
+# %% ../nbs/12_evaluation.ipynb #d05d0b58
 import math
 import os
 import re
@@ -22,6 +22,7 @@ from .config import AudioConfig
 from .core import MusemoError, cut_windows
 from musemo.sound_files import (
     BLOCK,
+    CONVERT,
     LOUDEST,
     ForwardFile,
     check_rate,
@@ -31,7 +32,7 @@ from musemo.sound_files import (
 )
 from .spectrum import sounding_part, stream_log_mel
 
-# %% ../nbs/12_evaluation.ipynb #69e01f3e
+# %% ../nbs/12_evaluation.ipynb #91f863a1
 def _has_last_page(path: str | PathLike) -> bool:
     "Say whether an Ogg file, whose header tells no length, ends with a page that says so."
     with open(path, "rb") as file:
@@ -54,7 +55,9 @@ def read_what_is_there(
             yield block
     except soundfile.LibsndfileError as error:
         if not read:
-            raise MusemoError(f"{file.name}: cannot be decoded ({error.error_string})") from error
+            raise MusemoError(
+                f"{file.name}: cannot be decoded ({error.error_string}); {CONVERT}"
+            ) from error
     seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
     if cut:
         notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
@@ -119,7 +122,7 @@ def hear(
         notes.append(f"{rate} Hz: no treble above {rate / 2:.0f} Hz")
     return _cut(pieces, audio, min_seconds, notes, name=str(song) if is_file else "array")
 
-# %% ../nbs/12_evaluation.ipynb #43bbc791
+# %% ../nbs/12_evaluation.ipynb #5035cb35
 def _keep(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Keep a piece as songs are kept, and its loudest bands exactly, which decide on silence."
     return piece.astype(np.float16), piece.max(axis=0)
@@ -136,11 +139,13 @@ def _cut(
     "Join the pieces between silence; raises MusemoError where that is too short."
     second = audio.sample_rate / audio.hop  # frames
     if not pieces:
-        raise MusemoError(f"{name}: holds no samples")
+        raise MusemoError(f"{name}: holds no samples; leave it out")
     part = sounding_part(np.concatenate([loudest for _, loudest in pieces])[None], audio)
     seconds = (part.stop - part.start) / second
     if not seconds:
-        raise MusemoError(f"{name}: is silent, no sound above -40 dB")
+        raise MusemoError(
+            f"{name}: is silent, no sound above -40 dB; leave it out, or make it louder"
+        )
     if seconds < min_seconds:
         told = f"{seconds:.1f} s between silence, need {min_seconds:g} s of sound"
         raise MusemoError("; ".join([f"{name}: {told}", *notes]))

@@ -14,7 +14,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .core import MusemoError, progress
 
-# %% ../nbs/03_data.ipynb #708b2de4
+# %% ../nbs/03_data.ipynb #a8845600
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
     "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
@@ -32,7 +32,10 @@ def _backend(name: str) -> Iterator[None]:
             f"data.backend = {name!r}: is not installed; pip install {needed}"
         ) from error
     except OSError as error:
-        raise MusemoError(f"data.backend = {name!r}: no cluster answers ({error})") from error
+        raise MusemoError(
+            f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
+            "data.backend=threading"
+        ) from error
 
 
 def run_jobs(

@@ -26,6 +26,12 @@ WAYS_IN = (
     "run `kaggle auth login`, or make a token on kaggle.com/settings and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json serves as well)"
 )
+WHAT_NEXT = {  # by the status of Kaggle's answer
+    401: WAYS_IN,
+    403: "look at --user: is it yours?",
+    404: "look at --user and --title; `musemo kaggle push` makes a kernel",
+    429: "wait a while, and try again",
+}
 RUNNING = ("queued", "running", "new script")
 
 
@@ -147,8 +153,8 @@ def ask(api: Any, call: Callable, *arguments: object) -> Any:
         for key in ("key", "token"):
             reason = reason.replace(api.config_values.get(key) or "\0", "***")
         status = answers[0].response.status_code if answers else 0
-        hint = f"; {WAYS_IN}" if status == 401 else ""
-        raise MusemoError(f"Kaggle refused: {reason}{hint}") from None
+        hint = WHAT_NEXT.get(status, "look at your page on kaggle.com, or try again later")
+        raise MusemoError(f"Kaggle refused: {reason}; {hint}") from None
 
 
 def open_client() -> Any:
@@ -165,7 +171,8 @@ def push_kernel(folder: Path) -> str:  # its address
     api = open_client()
     answer = ask(api, api.kernels_push, str(folder))
     if answer.error:
-        raise MusemoError(f"Kaggle refused the kernel: {' '.join(answer.error.split())}")
+        reason = " ".join(answer.error.split())
+        raise MusemoError(f"Kaggle refused the kernel: {reason}; mend that, and push again")
     lost = [*answer.invalid_dataset_sources, *answer.invalid_model_sources]
     if lost:
         raise MusemoError(
@@ -194,7 +201,9 @@ def follow_kernel(
         state = _state(answer)
         if state == "error" or "cancel" in state:
             why = " ".join((answer.failure_message or "no reason given").split())
-            raise MusemoError(f"{kernel}: {state} ({why}); `musemo kaggle output` fetches its log")
+            raise MusemoError(
+                f"{kernel}: {state} ({why}); run `musemo kaggle output` to fetch its log"
+            )
         if state != seen:
             yield state
         if every is None or state not in RUNNING:
@@ -255,7 +264,9 @@ def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the lo
         raise MusemoError(f"{kernel}: is {state}; `musemo kaggle status --wait` says when it ends")
     files, log = _list_output(api, kernel)
     if not (files or log):
-        raise MusemoError(f"{kernel}: has left nothing (state: {state})")
+        raise MusemoError(
+            f"{kernel}: has left nothing (state: {state}); look at kaggle.com/code/{kernel}"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".kaggle-") as folder:
         part = Path(folder) / "part"
@@ -263,7 +274,10 @@ def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the lo
         for name, url in progress(files.items(), desc="files"):
             target = part / name.removeprefix(OUT)
             if not target.resolve().is_relative_to(part.resolve()):
-                raise MusemoError(f"{kernel}: names a file outside its own folder: {name!r}")
+                raise MusemoError(
+                    f"{kernel}: names a file outside its own folder: {name!r}; nothing is kept, "
+                    f"look at kaggle.com/code/{kernel}"
+                )
             _download(url, target)
         (part / "kaggle.log").write_text(_plain_log(log))
         os.replace(part, out)

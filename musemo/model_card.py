@@ -3,13 +3,21 @@
 # %% auto #0
 __all__ = ['CARD', 'LIMITS', 'SURE', 'gather_facts', 'score_lines', 'split_lines', 'write_card']
 
-# %% ../nbs/12_evaluation.ipynb #06f69b3c
+# %% ../nbs/12_evaluation.ipynb #8cb30b5b
 from pathlib import Path
 
 from .config import Config
 from .core import Run
 from .data import about_data
-from .verdict import ARMS, AXES, RIVALS, load_folds, say_folds, say_interval
+from musemo.verdict import (
+    ARMS,
+    AXES,
+    RIVALS,
+    load_folds,
+    say_ceiling,
+    say_folds,
+    say_interval,
+)
 
 # %% ../nbs/12_evaluation.ipynb #87fdbd73
 def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.json
@@ -29,7 +37,7 @@ def gather_facts(run: Run, config: Config) -> dict:  # plain values, for config.
         "folds": folds and {"scores": folds["scores"], "words": say_folds(folds)},
     }
 
-# %% ../nbs/12_evaluation.ipynb #4954f73a
+# %% ../nbs/12_evaluation.ipynb #c5e946e4
 def score_lines(scores: list[dict]) -> list[str]:  # of a table in Markdown
     "Lay figures out, a row for each of valence and arousal and who answers."
     names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
@@ -54,7 +62,8 @@ def split_lines(metrics: dict) -> list[str]:
             row["r2_interval"] = metrics[row["axis"]]["model_interval"]["r2"]
     songs = f"{metrics['n_test']} real test songs, {metrics['n_train']} to train; one split."
     # In a run the model learns from generated songs too, unlike the folds' arm of this name.
-    return [songs, "", *(x.replace(ARMS["model"], "this model") for x in score_lines(rows))]
+    told = [" ".join([songs, *say_ceiling(metrics["ceiling"])]), ""]
+    return [*told, *(x.replace(ARMS["model"], "this model") for x in score_lines(rows))]
 
 # %% ../nbs/12_evaluation.ipynb #97b62ddf
 CARD = """# Emotion of music, by musemo

@@ -32,7 +32,7 @@ from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #8f17d571
+# %% ../nbs/12_evaluation.ipynb #fdbd7b7e
 FORMAT = 1  # of config.json; another number needs another musemo
 WEIGHTS = "model.safetensors"
 
@@ -69,7 +69,7 @@ class SharedModel(PyTorchModelHubMixin):
         if not Path(model_id).is_dir():
             path = hf_hub_download(model_id, WEIGHTS, **where)
         if not options:
-            raise MusemoError("has no config.json of an EmotionModel")
+            raise MusemoError("has no config.json of an EmotionModel; make one with musemo export")
         check_format(options.get("format"))
         model = cls(**options)
         load_model(model, path, strict=True, device=map_location)
@@ -256,16 +256,21 @@ def follow_song(
     values = np.concatenate(values)
     return pd.DataFrame({"seconds": seconds, "valence": values[:, 0], "arousal": values[:, 1]})
 
-# %% ../nbs/12_evaluation.ipynb #733face9
+# %% ../nbs/12_evaluation.ipynb #c30bbb58
 def open_model(name: str, *, device: str = "auto") -> EmotionModel:
     "Open a run's model, a folder that musemo export made, or a model on the hub."
     folder = Path(name).expanduser()
+    # A slip in runs/NAME is not looked for on the hub.
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.parent.exists()
     if folder.is_dir() and not (folder / WEIGHTS).exists():
         model = EmotionModel.from_run(folder)
-    elif folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    elif folder.exists() or on_hub:
         model = EmotionModel.from_pretrained(folder if folder.exists() else name)
     else:
-        raise MusemoError(f"{name}: is no folder here, and no OWNER/NAME of a model on the hub")
+        raise MusemoError(
+            f"{name}: is no folder here; name a run, a folder of musemo export, or OWNER/NAME on "
+            "the hub, where OWNER is no folder here"
+        )
     return model.to(pick_device(device))
 
 

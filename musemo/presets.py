@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #c1e08441
+# %% ../nbs/02_config.ipynb #3a1a677b
 _scratch = {
     "vit.weights": "scratch",
     "vit.patch": 8,
@@ -32,8 +32,10 @@ PRESETS = {
         "gan.channels": 128,
         "gan.narrowest": 16,
         "gan.batch_size": 8,
-        "gan.learning_rate": 2e-3,
+        "gan.learning_rate": 1e-4,
+        "gan.discriminator_rate": 10.0,
         "gan.decay": 0.8,
+        "gan.averaging": 0.98,
         "residual.averaging": 0.98,
         "residual.penalty": 3.0,
         "flow.steps": 900,

@@ -42,7 +42,7 @@ def augment(
         changed.append(x)
     return torch.stack(changed)
 
-# %% ../nbs/05_gan_training.ipynb #82dc647c
+# %% ../nbs/05_gan_training.ipynb #629630cd
 class ResidualLearner(GanLearner):
     "The residual pair in training; the balance rule and the schedule are the GAN's."
 
@@ -55,12 +55,10 @@ class ResidualLearner(GanLearner):
     }
 
     def build(self, config: Config, songs: Songs) -> None:
-        "Take both networks into training; the generator starts from the songs' directions."
-        residual, pair = config.residual, build_residual(config)
-        self.residual, self.rate = residual, residual.learning_rate
-        self.share = residual.discriminator_rate
-        self.put_pair(pair, *songs.levels(), betas=(0.0, 0.99))
-        pair[0].start_from(songs.directions())
+        "Take both networks into training."
+        residual = self.residual = config.residual
+        self.rate, self.share = residual.learning_rate, residual.discriminator_rate
+        self.put_pair(build_residual(config), songs, betas=(0.0, 0.99))
         self.average_from(residual.averaging)
 
     def seen(self, pictures: torch.Tensor) -> torch.Tensor:

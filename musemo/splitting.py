@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #4480e428
+# %% ../nbs/03_data.ipynb #48a7c854
 MIN_SONGS = 6
 
 
@@ -42,12 +42,13 @@ def split_songs(
     "Split songs, keeping groups together; raises MusemoError for fewer than MIN_SONGS."
     n = len(groups)
     if n < MIN_SONGS:
-        raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}")
+        raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}; give more")
     size = Counter(groups)
     names = sorted(size)
     if len(names) < 3:
         raise MusemoError(
-            f"{len(names)} artists (or other songs without one): three parts need at least 3"
+            f"{len(names)} artists (or other songs without one): three parts need at least 3; "
+            "give songs of others, or leave the artists out"
         )
     rng.shuffle(names)
     part = {}

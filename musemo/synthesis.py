@@ -32,7 +32,7 @@ from musemo.core import (
 from .drawing import build_generator, check_conditions, check_weight_settings, generate
 from .pieces import window_starts
 
-# %% ../nbs/07_synthesis.ipynb #67c345bf
+# %% ../nbs/07_synthesis.ipynb #4fb824a1
 def reflect(values: np.ndarray) -> np.ndarray:  # [-1, 1]
     "Fold values back at both ends of [-1, 1]."
     return 1 - np.abs((values + 1) % 4 - 2)
@@ -48,7 +48,9 @@ def draw_conditions(
     "Draw conditions from the smoothed density of real labels; raises MusemoError for others."
     labels = check_conditions(labels).astype(float)
     if not len(labels):
-        raise MusemoError("no training labels: conditions are drawn where real songs lie")
+        raise MusemoError(
+            "no training labels: give some; conditions are drawn where real songs lie"
+        )
     width = bandwidth * len(labels) ** (-1 / 6)  # Scott 1992, two dimensions
     near = rng_for(seed, "condition song").integers(0, len(labels), count)
     # Square root of the cloud's covariance; labels on a line or in one point are allowed.

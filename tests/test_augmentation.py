@@ -165,6 +165,8 @@ def test_mixup_trains_and_leaves_validation_alone():
     assert not np.allclose(losses[0.0]["train_loss"], losses[0.4]["train_loss"])
 
 
-def test_a_shift_beyond_the_bands_is_refused():
+def test_changes_that_would_change_nothing_or_too_much_are_refused():
+    with pytest.raises(ValueError, match="augmentation.mixup goes with training.recipe=spec"):
+        make_config("smoke", {"augmentation.mixup": 0.2})  # nothing is trained by batches
     with pytest.raises(ValueError, match="augmentation.shift must be below 128"):
         config_of({"shift": 128})

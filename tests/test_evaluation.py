@@ -41,7 +41,7 @@ def make_run(folder, *, train, val, test, seed=0):
     log_mel = rng.normal(0.5 * arousal[:, None, None], 0.2, (songs, 128, 200)).clip(-1, 1)
     table = pd.DataFrame({"song_id": np.arange(songs) + 1, "valence": rng.uniform(-1, 1, songs)})
     table["arousal"], table["frames"], table["row"] = arousal, 200, np.arange(songs)
-    table["group"] = table["song_id"]
+    table["group"], table["valence_std"] = table["song_id"], 0.2
     table["split"] = ["train"] * train + ["val"] * val + ["test"] * test
     run.save("songs.csv", table)
     run.save("logmel.npy", log_mel.astype(np.float16))
@@ -113,6 +113,10 @@ def test_the_stage_leaves_complete_metrics(finished):
         low, high = metrics[axis]["model_interval"]["mae"]
         assert low <= metrics[axis]["model"]["mae"] <= high
     assert metrics["n_test"] == 12 and metrics["units"]
+    noise = 0.2**2 / config.data.raters
+    rated = run.load("songs.csv").query("split == 'test'")["valence"]
+    top = {axis: metrics["ceiling"][axis]["r2"] for axis in ("valence", "arousal")}
+    assert top == {"valence": pytest.approx(1 - noise / rated.var()), "arousal": None}
     predictions = run.load("predictions.csv")
     assert predictions["split"].value_counts().to_dict() == {"test": 12, "val": 6}
     assert predictions[["valence_predicted", "arousal_predicted"]].abs().max().max() <= 1
@@ -157,5 +161,5 @@ def test_two_test_songs_are_enough_to_finish(tmp_path):
     metrics, predictions = evaluate_vit(*make_run(tmp_path, train=6, val=2, test=2))
     assert metrics["arousal"]["model_interval"]["r2"] is None
     assert "judge nothing" in say_what_it_is_worth(metrics)
-    assert metrics_table(metrics).shape == (14, 5) and len(predictions) == 4
+    assert metrics_table(metrics).shape == (16, 5) and len(predictions) == 4
     assert quadrant_of(predictions[["valence", "arousal"]].to_numpy()).shape == (4,)

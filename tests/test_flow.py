@@ -100,7 +100,7 @@ def test_training_lowers_the_loss_and_repeats():
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
     again = trained(config, steady)[1].state_dict()
     assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
-    assert net.deviation > 0 and net.band_means.abs().max() < 1
+    assert net.deviation > 0 and net.line.abs().max() < 1
 
 
 def test_the_rate_rises_and_falls():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -100,6 +101,22 @@ def test_curves_reach_tensorboard(tmp_path, monkeypatch):
     loss, penalty = events.Scalars("loss"), events.Scalars("penalty")
     assert [(e.step, round(e.value, 4)) for e in loss] == [(1, 1.0), (2, 0.5), (3, 0.3333)]
     assert [e.step for e in penalty] == [1, 3]
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["bars", "quiet"])
+def test_the_command_line_shows_bars_or_none_and_sends_curves(quiet, smoke_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(smoke_run, run)
+    command = [sys.executable, "-m", "musemo", "train", run, "--log", "tensorboard"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "MUSEMO_QUIET")}
+    told = subprocess.run(
+        command + ["--quiet"] * quiet, check=True, env=environment, capture_output=True, text=True
+    )
+    assert "validation loss" in told.stdout
+    assert ("%|" in told.stderr) is not quiet, told.stderr
+    (logs,) = (run / "logs").iterdir()
+    events = EventAccumulator(str(logs)).Reload()
+    assert events.Tags()["scalars"]
 
 
 def wandb_records(path):

@@ -112,25 +112,10 @@ def test_every_layer_of_the_discriminator_has_spectral_norm():
 
 def test_the_generator_has_the_specified_layers():
     generator = build_gan(tiny())[0]
-    transposed = [m for m in generator.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    transposed = [m for m in generator.modules() if isinstance(m, torch.nn.ConvTranspose1d)]
     assert len(transposed) == 4
     assert len([m for m in generator.condition if isinstance(m, torch.nn.Linear)]) == 2
     assert generator.attention.gamma == 0
-
-
-def test_chance_draws_lines():
-    "Noise by band moves whole bands, noise by time whole frames."
-    generator = build_gan(tiny())[0]
-    parts = [torch.zeros(1, size) for size in generator.noise_parts(64)]
-    still, changes = torch.cat(parts, dim=1), {}
-    for name, place in (("band", 5), ("time", 128 + 5)):
-        moved = [x.clone() for x in parts]
-        moved[-1][:, place] = 3.0
-        drawn = [generator(x, torch.zeros(1, 2))[0, 0] for x in (still, torch.cat(moved, dim=1))]
-        changes[name] = (drawn[1] - drawn[0]).abs().detach()
-    around = slice(4, 7)  # the last convolution reaches one cell further
-    assert changes["band"][around].sum() > 0.9 * changes["band"].sum() > 0
-    assert changes["time"][:, around].sum() > 0.9 * changes["time"].sum() > 0
 
 
 def test_balance_rule_at_its_bounds():

@@ -502,7 +502,10 @@ def test_the_kaggle_kernel_runs_alone(kernel_run):
     assert [line.split()[1] for line in lines] == names
     assert [line.split("next: ")[1] for line in lines] == [*names[1:], "nothing, all is done"]
     assert "%|" not in "".join(out.text for out in streams)
-    assert list(run.load("run.json")["sections"]) == names
+    record = run.load("run.json")
+    assert list(record["sections"]) == list(record["memory"]) == names
+    held = list(record["memory"].values())
+    assert held == sorted(held) and 300 < held[0] < 13_000  # MB; torch alone needs some 300
 
 
 def test_a_fetched_kernel_has_the_pages_of_a_run(kernel_run, kaggle, musemo):
@@ -577,7 +580,7 @@ def test_the_kernel_s_own_names_are_its_own():
                 names = [node for node in ast.walk(part) if isinstance(node, ast.Name)]
                 made.update(node.id for node in names if isinstance(node.ctx, ast.Store))
     assert made["run_record"] == made["clock"] == made["end_section"] == 1
-    assert made["time"] == made["timedelta"] == made["os"] == 0
+    assert made["time"] == made["timedelta"] == made["os"] == made["resource"] == 0
 
 
 def test_the_kernel_s_metadata_is_what_kaggle_asks_for():

@@ -287,10 +287,13 @@ def test_intervals_are_told_where_they_are_known(model, tmp_path):
     assert said["arousal_1_9_interval"] == pytest.approx([5 + 4 * low, 5 + 4 * high])
 
 
-def test_a_name_that_is_no_folder_and_none_on_the_hub_is_said_at_once(monkeypatch):
+@pytest.mark.parametrize("name", ["nope", "runs/demoo", "~/nope/model"])
+def test_a_slip_in_a_folder_s_name_is_said_at_once(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
     monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(MusemoError, match="nope: is no folder here, and no OWNER/NAME"):
-        open_model("nope")
+    with pytest.raises(MusemoError, match=f"{name}: is no folder here; name a run"):
+        open_model(name)
 
 
 def test_a_model_of_another_version_says_so(folder, tmp_path):
@@ -374,12 +377,19 @@ def test_the_command_line_answers_and_lists_what_failed(finished, tmp_path):
     assert "valence [1-9]" in done.stdout and "a.wav.emotion.png" in done.stdout
     assert "1 of 2 songs could not be predicted" in done.stderr and "bad.mp3" in done.stderr
     assert sorted(os.listdir(tmp_path / "o")) == ["a.wav.emotion.csv", "a.wav.emotion.png"]
+    (tmp_path / "a file").touch()
+    command = ["predict", str(songs[0]), "--model", str(finished.folder)]
+
+    def ask(*options):
+        return CliRunner().invoke(app, [*command, *map(str, options)])
+
+    lost = ask("--curve", "--out", tmp_path / "a file")
+    assert "valence [1-9]" in lost.output  # what was found is not lost
+    assert "1 of 1 songs could not be followed in time" in str(lost.exception)
+    assert "choose one" in str(ask("--json", "--csv").exception)
+    assert "add --curve, or leave it out" in str(ask("--out", tmp_path).exception)
+    told = ask("--csv")
+    assert told.exit_code == 0 and told.output.startswith("song,valence,valence_low")
     done = cli("predict", *songs, "--model", finished.folder, "--json")
     rows = json.loads(done.stdout)
     assert rows[0]["emotion"] and "bad.mp3" in rows[1]["error"]
-    done = cli("predict", songs[0], "--model", finished.folder, "--csv")
-    assert done.returncode == 0 and done.stdout.startswith("song,valence,valence_low")
-    done = cli("predict", songs[0], "--json", "--csv", "--model", finished.folder)
-    assert done.returncode == 2 and "choose one" in done.stderr
-    done = cli("predict", songs[0], "--out", tmp_path, "--model", finished.folder)
-    assert done.returncode == 2 and "add --curve, or leave it out" in done.stderr

@@ -79,6 +79,22 @@ def test_two_processes_train_like_one(recipe, tmp_path):
     assert far < 1e-3
 
 
+def test_half_precision_trains_to_nearly_the_same_answers(tmp_path):
+    settings = TINY | SPEC
+    plain = prepare(tmp_path / "float32", make_config("smoke", settings))
+    config = make_config("smoke", settings | {"precision": "bfloat16"})
+    half = prepare(tmp_path / "bfloat16", config)
+    for run in (plain, half):  # each in a process of its own: a process keeps its precision
+        command = [sys.executable, "-m", "musemo", "train", run.folder]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+    losses = [pd.DataFrame(run.load("vit_history.json")["epochs"]) for run in (plain, half)]
+    assert losses[1].notna().all().all() and not losses[0].equals(losses[1])
+    far = np.abs(answers(half, config) - answers(plain, config)).max()
+    print(f"predictions {far:.1e} apart")
+    assert 0 < far < 0.02
+
+
 def test_a_launch_of_two_that_starts_one_is_refused(tmp_path):
     run = prepare(tmp_path, make_config("smoke", TINY | SPEC))
     done = launch("train", run.folder, options=("--cpu", "--num_processes", "2"))

@@ -11,11 +11,11 @@ import torch
 from musemo.core import MusemoError
 from musemo.drawing import build_generator, generate
 from musemo.flow_training import FlowLearner, fit_flow
+from musemo.gan import look_closely
 from musemo.gan_training import GanLearner, fit_gan
 from musemo.generator_training import FITTED, Learner, Songs, draw_samples, train
 from musemo.movers import Keeper
 from musemo.presets import make_config
-from musemo.residual import look_closely
 from musemo.residual_training import ResidualLearner, fit_residual
 from musemo.sections import SECTIONS
 from tests.test_flow import SMALL
@@ -295,22 +295,23 @@ def test_longer_pieces_have_no_seam(name):
     assert steps[meets].mean() < 1.25 * steps[others].mean()
 
 
-def test_the_residual_generator_starts_from_what_songs_tell():
-    "Before the first step, level and directions are the songs', and ringing has not lifted them."
+@pytest.mark.parametrize("kind", [GanLearner, ResidualLearner])
+def test_a_generator_starts_from_what_songs_tell(kind):
+    "Before the first step, levels and directions are the songs', and ringing has not lifted them."
     songs = Songs(*music())
     torch.manual_seed(0)
-    learner = ResidualLearner(small(), songs, torch.device("cpu"))
-    generator = learner.movers["generator"].network
-    leading = songs.directions()[:, 0]
+    generator = kind(small(), songs, torch.device("cpu")).movers["generator"].network
+    line, directions = songs.spectra()
     start = generator.last.weight[:128, 0, 0].detach()
-    assert torch.cosine_similarity(start, leading, dim=0) > 0.999
-    with torch.no_grad():
-        drawn = generator(torch.randn(64, generator.noise_size(64)), torch.zeros(64, 2))
-    means, _ = songs.levels()
-    assert (drawn.mean((0, 1, 3)) - means[:, 0]).abs().mean() < 0.1
+    assert torch.cosine_similarity(start, directions[:, 0], dim=0) > 0.999
+    for labels in torch.tensor([[0.0, 0.0], [0.5, -0.5]]):
+        with torch.no_grad():
+            drawn = generator(torch.randn(64, generator.noise_size(64)), labels.expand(64, 2))
+        wanted = line[:, 0] + line[:, 1:] @ labels
+        assert (drawn.atanh().mean((0, 1, 3)) - wanted).abs().mean() < 0.1
 
 
-def test_the_residual_discriminator_is_shown_notes_and_steps():
+def test_a_discriminator_is_shown_notes_and_steps():
     "Two pictures of the same means of bands and frames differ where notes come and go."
     cloth, notes = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
     notes[..., :8, :8], notes[..., 8:, 8:] = 1, 1

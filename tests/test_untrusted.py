@@ -233,7 +233,7 @@ def test_a_table_names_files_anywhere_and_nothing_is_written_beside_them(tmp_pat
 def test_an_artifact_lies_in_its_run(tmp_path, name):
     run = Run(tmp_path / "run")
     for use in (lambda: run.save(name, {"units": {}}), lambda: run.load(name)):
-        with pytest.raises(MusemoError, match="leads out of"):
+        with pytest.raises(MusemoError, match="must stay inside"):
             use()
     assert not list_below(tmp_path)
 
@@ -247,7 +247,7 @@ def test_no_emotion_of_a_table_leads_out_of_the_run(copied, emotion):
     if emotion == HOSTILE:  # an odd name is a name
         assert HOSTILE in render_emotions(copied, load_config(copied))["record"]["emotions"]
     else:
-        with pytest.raises(MusemoError, match="leads out of"):
+        with pytest.raises(MusemoError, match="must stay inside"):
             render_emotions(copied, load_config(copied))
     assert list_below(copied.folder.parent) - list_below(copied.folder) == outside
 

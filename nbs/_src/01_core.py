@@ -248,7 +248,7 @@ class Run:
     def path(self, name: str) -> Path:
         "Say where an artifact lies; raises MusemoError for a name that leads out of the run."
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise MusemoError(f"{name!r}: no artifact's name, it leads out of {self.folder}")
+            raise MusemoError(f"{name!r}: an artifact's name must stay inside {self.folder}")
         return Path(self.folder) / name
 
     def has(self, *names: str) -> bool:
@@ -289,7 +289,7 @@ with tempfile.TemporaryDirectory() as folder:
     test_fail(lambda: run.save("b.json", {"x": 2}), contains="units")
     test_eq(run.load("b.json")["x"], 1)
     test_fail(lambda: run.load("c.csv"), contains="c.csv is missing")
-    test_fail(lambda: run.save("../e.json", {"units": {}}), contains="leads out of")
+    test_fail(lambda: run.save("../e.json", {"units": {}}), contains="must stay inside")
     test_eq(sorted(p.name for p in Path(folder).iterdir()), ["a.npy", "b.json"])
     weights = run.save("d.safetensors", {"w": torch.ones(9)})
     for path in (weights, run.path("a.npy"), run.path("b.json")):

@@ -89,7 +89,7 @@ from musemo.annotations import (
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, rng_for, write_atomic
 from musemo.jobs import run_jobs
-from musemo.sound_files import open_sound, read_blocks, resample
+from musemo.sound_files import CONVERT, open_sound, read_blocks, resample
 from musemo.spectrum import log_mel_of
 from musemo.splitting import group_songs, split_songs
 
@@ -164,12 +164,15 @@ def _read_table(
     try:
         rows = _read_cells(path)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise MusemoError(f"{path}: is no readable comma-separated table ({error})") from error
+        raise MusemoError(
+            f"{path}: is no readable table ({error}); save it as CSV in UTF-8"
+        ) from error
     names = [plain_name(name) for name in rows.pop(min(rows))] if rows else []
     for name in needed:
         if names.count(name) != 1:
             many = f"{names.count(name)} columns" if name in names else "no column"
-            raise MusemoError(f"{path}: has {many} {name}; it has {', '.join(names) or 'no row'}")
+            there = ", ".join(names) or "no row"
+            raise MusemoError(f"{path}: has {many} {name}; give one that name, of {there}")
     width = len(names)
     for line, cells in rows.items():
         if len(cells) > width or len(cells) < width and not ragged:
@@ -211,14 +214,15 @@ def read_annotations(
     ids = _numbers(raw, "song_id", path, 0, 1e9)
     if (ids % 1).any():
         row = (ids % 1).idxmax()
-        raise MusemoError(f"{path}, row {row}: song_id {ids[row]} must be a whole number")
+        raise MusemoError(f"{path}, row {row}: song_id {ids[row]} must be a whole number; mend it")
     songs = pd.DataFrame({"song_id": ids.astype(int)})
     for label in LABELS:
         songs[label] = _numbers(raw, f"{label}_mean", path, 1, 9)
         songs[f"{label}_std"] = _spreads(raw, f"{label}_std", path)
     twice = songs["song_id"].duplicated()
     if twice.any():
-        raise MusemoError(f"{path}: song_id {songs['song_id'][twice].iloc[0]} stands there twice")
+        first = songs["song_id"][twice].iloc[0]
+        raise MusemoError(f"{path}: song_id {first} stands there twice; remove one of the rows")
     return songs.reset_index(drop=True)
 
 
@@ -230,7 +234,8 @@ def read_own_table(
     raw = _read_table(path, ["file", *LABELS])
     twice = raw["file"].duplicated()
     if twice.any():
-        raise MusemoError(f"{path}: file {raw['file'][twice].iloc[0]} stands there twice")
+        first = raw["file"][twice].iloc[0]
+        raise MusemoError(f"{path}: file {first} stands there twice; remove one of the rows")
     songs = pd.DataFrame({"song_id": raw.index - 1, "file": raw["file"]})
     songs["artist"] = raw.get("artist", pd.Series("", raw.index))
     for label in LABELS:
@@ -470,7 +475,10 @@ def find_data(config: Config) -> Sources:
     "Find what data.path names: a folder in DEAM's layout, or a table of files."
     path = Path(config.data.path).expanduser()
     if not path.exists():
-        raise MusemoError(f"data.path = {config.data.path!r}: there is no such folder or table")
+        raise MusemoError(
+            f"data.path = {config.data.path!r}: there is no such folder or table; "
+            "name DEAM's folder or a .csv of your songs"
+        )
     if path.is_dir():
         sources = find_deam(path)
         for table in sources.tables:
@@ -529,12 +537,13 @@ def split_songs(
     "Split songs, keeping groups together; raises MusemoError for fewer than MIN_SONGS."
     n = len(groups)
     if n < MIN_SONGS:
-        raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}")
+        raise MusemoError(f"{n} usable songs: the split needs at least {MIN_SONGS}; give more")
     size = Counter(groups)
     names = sorted(size)
     if len(names) < 3:
         raise MusemoError(
-            f"{len(names)} artists (or other songs without one): three parts need at least 3"
+            f"{len(names)} artists (or other songs without one): three parts need at least 3; "
+            "give songs of others, or leave the artists out"
         )
     rng.shuffle(names)
     part = {}
@@ -572,6 +581,7 @@ pd.Series(parts).value_counts()
 # %%
 #| export sound_files
 BLOCK = 2**16  # values that are read at once
+CONVERT = "convert it to .wav or .flac, or leave it out"
 LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
 RATES = (4000, 768_000)  # Hz; outside, a header is damaged or what it tells is no music
 
@@ -580,7 +590,9 @@ def check_rate(rate: int, name: str) -> None:
     "Raise MusemoError for a sample rate that no music has."
     if not RATES[0] <= rate <= RATES[1]:
         low, high = RATES
-        raise MusemoError(f"{name}: sample rate {rate} Hz, must be from {low} to {high} Hz")
+        raise MusemoError(
+            f"{name}: sample rate {rate} Hz, must be from {low} to {high} Hz; resample it"
+        )
 
 
 class ForwardFile(soundfile.SoundFile):
@@ -594,7 +606,9 @@ class ForwardFile(soundfile.SoundFile):
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
     if not Path(path).is_file():
-        named = "is a folder; name its files" if Path(path).is_dir() else "there is no such file"
+        named = "is a folder; name its files"
+        if not Path(path).exists():
+            named = "there is no such file; name one that is there"
         raise MusemoError(f"{path}: {named}")
     try:
         file = ForwardFile(path)
@@ -602,10 +616,12 @@ def open_sound(path: str | PathLike) -> ForwardFile:
         reason = getattr(error, "error_string", str(error))
         if "not a regular file" in reason:  # said of a text that is named .mp3
             reason = "no format that libsndfile knows"
-        raise MusemoError(f"{path}: cannot be read as sound ({reason})") from error
+        raise MusemoError(f"{path}: cannot be read as sound ({reason}); {CONVERT}") from error
     try:
         if file.format == "RAW":  # libsndfile takes anything named .au, .vox or .gsm for sound
-            raise MusemoError(f"{path}: cannot be read as sound (no header says what it is)")
+            raise MusemoError(
+                f"{path}: cannot be read as sound (no header says what it is); {CONVERT}"
+            )
         check_rate(file.samplerate, str(path))
     except MusemoError:
         file.close()
@@ -631,9 +647,9 @@ def read_blocks(
         most -= len(block)
         peak = np.abs(block).max()
         if not np.isfinite(peak):
-            raise MusemoError(f"{file.name}: holds samples that are no numbers")
+            raise MusemoError(f"{file.name}: holds samples that are no numbers; {CONVERT}")
         if peak > LOUDEST:
-            raise MusemoError(f"{file.name}: peak {peak:g}, must be in [-1, 1]")
+            raise MusemoError(f"{file.name}: peak {peak:g}, must be in [-1, 1]; {CONVERT}")
         yield to_mono(block)
 
 
@@ -667,7 +683,9 @@ def decode(
         try:
             wave = np.concatenate(list(resample(blocks, file.samplerate, audio.sample_rate)))
         except soundfile.LibsndfileError as error:
-            raise MusemoError(f"{path}: cannot be decoded ({error.error_string})") from error
+            raise MusemoError(
+                f"{path}: cannot be decoded ({error.error_string}); {CONVERT}"
+            ) from error
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
 
@@ -878,7 +896,10 @@ def _backend(name: str) -> Iterator[None]:
             f"data.backend = {name!r}: is not installed; pip install {needed}"
         ) from error
     except OSError as error:
-        raise MusemoError(f"data.backend = {name!r}: no cluster answers ({error})") from error
+        raise MusemoError(
+            f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
+            "data.backend=threading"
+        ) from error
 
 
 def run_jobs(

@@ -176,7 +176,7 @@ def check_windows(
         )
     if not np.isfinite(windows).all():
         bad = int((~np.isfinite(windows).all((1, 2))).sum())
-        raise MusemoError(f"{bad} of {len(windows)} windows hold NaN or infinity: none may")
+        raise MusemoError(f"{bad} of {len(windows)} windows hold NaN or infinity: leave those out")
     return windows
 
 
@@ -377,7 +377,7 @@ def kernel_distance(
     songs = songs or (np.arange(len(a)), np.arange(len(real)))
     other_a, other = (x[:, None] != x for x in songs)
     if not (other_a.any() and other.any()):
-        raise MusemoError("all rows of a set are of one song: pairs of two songs are needed")
+        raise MusemoError("all rows of a set are of one song: give some of two songs or more")
     within = squared_distances(real, real)[other]
     width = max(np.median(within), 1e-12)
     between = np.exp(-squared_distances(a, real) / width).mean()
@@ -434,7 +434,9 @@ def neighbour_radius(
     between = np.where(songs[:, None] == songs, np.inf, between)
     neighbours = min(neighbours, int(np.isfinite(between).sum(1).min()))
     if neighbours < 1:
-        raise MusemoError("all windows are of one song: neighbours are sought in others")
+        raise MusemoError(
+            "all windows are of one song: give some of others, where neighbours are sought"
+        )
     return np.sort(between, 1)[:, neighbours - 1]
 
 
@@ -1123,7 +1125,7 @@ class Judge:
         "Measure as many windows as the judge has real ones; raises MusemoError for fewer."
         count = len(self.real.songs)
         if len(windows) < count:
-            raise MusemoError(f"{len(windows)} windows: this judge compares sets of {count}")
+            raise MusemoError(f"{len(windows)} windows: this judge needs sets of {count}")
         asked = asked if asked is None else asked[:count]
         return measure(self.describe(windows[:count], None, asked), self.real, self.allowed)
 

@@ -79,7 +79,9 @@ def draw_conditions(
     "Draw conditions from the smoothed density of real labels; raises MusemoError for others."
     labels = check_conditions(labels).astype(float)
     if not len(labels):
-        raise MusemoError("no training labels: conditions are drawn where real songs lie")
+        raise MusemoError(
+            "no training labels: give some; conditions are drawn where real songs lie"
+        )
     width = bandwidth * len(labels) ** (-1 / 6)  # Scott 1992, two dimensions
     near = rng_for(seed, "condition song").integers(0, len(labels), count)
     # Square root of the cloud's covariance; labels on a line or in one point are allowed.

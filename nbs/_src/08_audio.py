@@ -120,7 +120,7 @@ def to_power(
         )
     bad = int((~np.isfinite(log_mel)).sum())
     if bad:
-        raise MusemoError(f"{bad} values of the log-mel are NaN or infinite: they have no sound")
+        raise MusemoError(f"{bad} values of the log-mel are NaN or infinite: leave those out")
     power = 10 ** (audio.to_db(np.clip(log_mel, -1, 1)) / 10)
     return torch.from_numpy(np.where(log_mel <= -1, 0, power).astype(np.float32))
 

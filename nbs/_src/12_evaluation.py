@@ -381,19 +381,24 @@ def folds_tables(
 AXES = ("valence", "arousal")
 
 
+def say_ceiling(
+    ceiling: dict[str, dict],  # from noise_ceiling
+) -> list[str]:  # one sentence, or none where no spread of the raters is known
+    "Say how much of the ratings anyone could explain."
+    tops = {axis: ceiling[axis]["r2"] for axis in AXES}
+    if None in tops.values():
+        return []
+    told = ", ".join(f"{top:.2f} ({axis})" for axis, top in tops.items())
+    return [f"Raters' own disagreement caps R2 at {told}."]
+
+
 def say_folds(record: dict) -> str:
     "Say what the folds found: on how many songs, under which ceiling, and whether songs help."
     lines = [
         f"{record['songs']} songs, {record['folds']} folds x {record['seeds']} seeds, recipe "
         f"{record['recipe']}; every song is judged once a seed, by a model that never saw it."
     ]
-    tops = {axis: record["ceiling"][axis]["r2"] for axis in AXES}
-    if all(top is not None for top in tops.values()):
-        lines.append(
-            "Raters' own disagreement caps R2 at "
-            + ", ".join(f"{top:.2f} ({axis})" for axis, top in tops.items())
-            + "."
-        )
+    lines += say_ceiling(record["ceiling"])
     for gain in record["gains"]:
         if gain["who"] == "augmented":
             told = "; ".join(f"{axis}: {gain[axis]['verdict']}" for axis in AXES)
@@ -808,7 +813,7 @@ from musemo.intervals import (
     unscaled,
 )
 from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from musemo.verdict import RIVALS, join_words
+from musemo.verdict import AXES, RIVALS, join_words, noise_ceiling, say_ceiling
 from musemo.descriptors import (
     band_statistics,
     harmony_statistics,
@@ -933,7 +938,9 @@ def predict_parts(run: Run, config: Config) -> pd.DataFrame:  # a row a song of 
     tables = []
     for split in ("val", "test"):
         data = loaders[split].dataset
-        table = data.songs[["song_id", "split", "group", "valence", "arousal"]].copy()
+        spreads = [f"{axis}_std" for axis in AXES]  # not every table tells them
+        kept = ["song_id", "split", "group", *AXES, *spreads]
+        table = data.songs.reindex(columns=kept)
         answers = {"predicted": predict_songs(model, loaders[split])}
         if split == "test":
             answers |= predict_baselines(loaders["train"].dataset, data)
@@ -986,6 +993,7 @@ for name in ("predicted", *RIVALS):
 two = score_predictions(made, draws=20, rng=rng)
 test_eq(two["valence"]["model"], {"mae": 0.5, "rmse": 0.5099, "ccc": 0.0, "r2": -0.04, "r": None})
 test_eq(two["arousal"]["model_interval"]["r2"], None)
+two["ceiling"] = noise_ceiling(pick_columns(made), np.full((2, 2), 0.2), 10)
 
 # %% [markdown]
 # Intervals are learnt from the training songs' raters and calibrated on the validation songs.
@@ -1033,6 +1041,8 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
     rng = rng_for(config.seed, "evaluation")
     record = score_predictions(test, draws=config.quality.bootstrap, rng=rng)
     record["n_test"], record["n_train"] = len(test), len(load_part(run, "train")[0])
+    spread = pick_columns(test, "std").astype(float)
+    record["ceiling"] = noise_ceiling(pick_columns(test), spread, config.data.raters)
     record["bootstrap"], record["seeds"], record["splits"] = config.quality.bootstrap, 1, 1
     ends = {x: [pick_columns(test, f"{end}{x}") for end in ("low", "high")] for x in _WIDTHS}
     record["intervals"] = score_intervals(pick_columns(test), ends) | {
@@ -1049,6 +1059,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
         "coverage, aim": "share of test songs whose rating lies in its interval",
         "width": "mean over test songs, on [-1, 1]",
         "power": "of the raters' spread; 0: all intervals are alike",
+        "ceiling": "r2 and r that raters' own noise allows; null: their spread is not known",
     }
     run.save("metrics.json", record)
     run.save("intervals.json", intervals_record(intervals, plain))
@@ -1068,7 +1079,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
 # %%
 #| export
 def metrics_table(record: dict) -> pd.DataFrame:
-    "Lay the metrics out: a row for each of model, mean and ridge, and the model's interval."
+    "Lay the metrics out: a row for the model, its interval, each rival, and what raters allow."
     shown = {"model": "this model"} | RIVALS
     rows = {}
     for axis in ("valence", "arousal"):
@@ -1079,8 +1090,10 @@ def metrics_table(record: dict) -> pd.DataFrame:
             k: f"{v[0]:.2f} .. {v[1]:.2f}" if v else "-"
             for k, v in record[axis]["model_interval"].items()
         }
+        top = {k: v for k, v in record["ceiling"][axis].items() if v is not None}
+        rows[axis, "raters' own noise allows"] = {k: f"{v:.3f}" for k, v in top.items()}
     names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
-    return pd.DataFrame(rows).T.rename(columns=names)
+    return pd.DataFrame(rows).T.fillna("-").rename(columns=names)
 
 
 def say_what_it_is_worth(record: dict) -> str:
@@ -1101,7 +1114,7 @@ def say_what_it_is_worth(record: dict) -> str:
             verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
         told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
         lines.append(f"{axis.capitalize()}: {told}.")
-    return "\n".join(lines)
+    return "\n".join(lines + say_ceiling(record["ceiling"]))
 
 
 # %%
@@ -1672,6 +1685,7 @@ from musemo.config import AudioConfig
 from musemo.core import MusemoError, cut_windows
 from musemo.sound_files import (
     BLOCK,
+    CONVERT,
     LOUDEST,
     ForwardFile,
     check_rate,
@@ -1706,7 +1720,9 @@ def read_what_is_there(
             yield block
     except soundfile.LibsndfileError as error:
         if not read:
-            raise MusemoError(f"{file.name}: cannot be decoded ({error.error_string})") from error
+            raise MusemoError(
+                f"{file.name}: cannot be decoded ({error.error_string}); {CONVERT}"
+            ) from error
     seconds, cut = read / file.samplerate, re.search(r"(data|SSND) : \d+ \(sho", file.extra_info)
     if cut:
         notes.append(f"cut off: ends after {seconds:.1f} s, before its header says")
@@ -1799,11 +1815,13 @@ def _cut(
     "Join the pieces between silence; raises MusemoError where that is too short."
     second = audio.sample_rate / audio.hop  # frames
     if not pieces:
-        raise MusemoError(f"{name}: holds no samples")
+        raise MusemoError(f"{name}: holds no samples; leave it out")
     part = sounding_part(np.concatenate([loudest for _, loudest in pieces])[None], audio)
     seconds = (part.stop - part.start) / second
     if not seconds:
-        raise MusemoError(f"{name}: is silent, no sound above -40 dB")
+        raise MusemoError(
+            f"{name}: is silent, no sound above -40 dB; leave it out, or make it louder"
+        )
     if seconds < min_seconds:
         told = f"{seconds:.1f} s between silence, need {min_seconds:g} s of sound"
         raise MusemoError("; ".join([f"{name}: {told}", *notes]))
@@ -1850,7 +1868,15 @@ from pathlib import Path
 from musemo.config import Config
 from musemo.core import Run
 from musemo.data import about_data
-from musemo.verdict import ARMS, AXES, RIVALS, load_folds, say_folds, say_interval
+from musemo.verdict import (
+    ARMS,
+    AXES,
+    RIVALS,
+    load_folds,
+    say_ceiling,
+    say_folds,
+    say_interval,
+)
 
 
 # %%
@@ -1899,7 +1925,8 @@ def split_lines(metrics: dict) -> list[str]:
             row["r2_interval"] = metrics[row["axis"]]["model_interval"]["r2"]
     songs = f"{metrics['n_test']} real test songs, {metrics['n_train']} to train; one split."
     # In a run the model learns from generated songs too, unlike the folds' arm of this name.
-    return [songs, "", *(x.replace(ARMS["model"], "this model") for x in score_lines(rows))]
+    told = [" ".join([songs, *say_ceiling(metrics["ceiling"])]), ""]
+    return [*told, *(x.replace(ARMS["model"], "this model") for x in score_lines(rows))]
 
 
 # %%
@@ -1994,9 +2021,11 @@ scores = score_predictions(scores.assign(group=range(9)), draws=20, rng=rng)
 facts = {"data": "my songs", "songs": dict(train=40, val=9, test=9), "about": "Rated by ten."}
 facts |= {"clip_seconds": 30, "recipe": "small", "preset": "demo", "seed": 0, "folds": None}
 facts |= {"synthetic": 100}
-facts["metrics"] = scores | {"n_test": 9, "n_train": 40}
+top = dict.fromkeys(AXES, {"r2": 0.9, "r": 0.95})
+facts["metrics"] = scores | {"n_test": 9, "n_train": 40, "ceiling": top}
 card = write_card(facts, network="A small ViT.", window=6, intervals=False)
 assert "my songs: 40 songs to train" in card and "mean predictor (the floor)" in card
+assert "one split. Raters' own disagreement caps R2 at 0.90 (valence)" in card
 assert "from musemo.prediction import EmotionModel" in card
 test_eq(card.count("| valence |"), 1 + len(RIVALS))
 assert "Not judged" in write_card(None, network="", window=6, intervals=False)
@@ -2235,7 +2264,7 @@ def answer_curves(
     songs: Iterable[Path],
     said: list[dict | MusemoError],  # what was predicted of each
     out: Path | None,  # folder of the pictures; None: beside each song
-) -> list[dict | MusemoError]:  # with curve and picture; a reason where they cannot be
+) -> list[dict | MusemoError]:  # with curve and picture, or why there are none
     "Add a curve to each song that could be predicted, and write its picture."
     answers, written = [], set()
     for song, told in zip(songs, said, strict=True):
@@ -2250,7 +2279,7 @@ def answer_curves(
                 rows = curve.astype(float).round(4).to_dict("records")
                 told = told | {"picture": picture, "curve": rows}
         except MusemoError as error:
-            told = error
+            told = told | {"no_curve": str(error)}
         answers.append(told)
     return answers
 
@@ -2375,7 +2404,7 @@ class SharedModel(PyTorchModelHubMixin):
         if not Path(model_id).is_dir():
             path = hf_hub_download(model_id, WEIGHTS, **where)
         if not options:
-            raise MusemoError("has no config.json of an EmotionModel")
+            raise MusemoError("has no config.json of an EmotionModel; make one with musemo export")
         check_format(options.get("format"))
         model = cls(**options)
         load_model(model, path, strict=True, device=map_location)
@@ -2616,12 +2645,17 @@ pd.DataFrame([said[0]])[["valence", "arousal", "emotion", "seconds", "note"]]
 def open_model(name: str, *, device: str = "auto") -> EmotionModel:
     "Open a run's model, a folder that musemo export made, or a model on the hub."
     folder = Path(name).expanduser()
+    # A slip in runs/NAME is not looked for on the hub.
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.parent.exists()
     if folder.is_dir() and not (folder / WEIGHTS).exists():
         model = EmotionModel.from_run(folder)
-    elif folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    elif folder.exists() or on_hub:
         model = EmotionModel.from_pretrained(folder if folder.exists() else name)
     else:
-        raise MusemoError(f"{name}: is no folder here, and no OWNER/NAME of a model on the hub")
+        raise MusemoError(
+            f"{name}: is no folder here; name a run, a folder of musemo export, or OWNER/NAME on "
+            "the hub, where OWNER is no folder here"
+        )
     return model.to(pick_device(device))
 
 
@@ -2915,7 +2949,10 @@ assert drop.picture.value[1:4] == b"PNG" and drop.picture.value != before
 drop.take("text.mp3", b"words")
 assert drop.told.value.startswith("text.mp3: cannot be read as sound")
 drop.show("text.mp3")
-test_eq((drop.told.value, drop.answer.layout.display), ("text.mp3: there is no such file", "none"))
+test_eq(
+    (drop.told.value, drop.answer.layout.display),
+    ("text.mp3: there is no such file; name one that is there", "none"),
+)
 drop.box
 
 # %% [markdown]

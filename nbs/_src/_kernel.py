@@ -26,18 +26,22 @@ if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") != "Interactive":
     os.environ |= {f"TQDM_{name}": "60" for name in ("DELAY", "MININTERVAL", "MAXINTERVAL")}
 
 # %% tags=["later"]
+import resource
 import time
 from datetime import timedelta
 
 run, clock = Run(Path(out)), [time.monotonic()]
 executed = Path("__notebook__.ipynb")  # Kaggle's papermill keeps here what has run so far
-run_record = {"sections": {}, "units": {"sections": "seconds"}}
+run_record = {"sections": {}, "memory": {}}
+run_record["units"] = {"sections": "seconds", "memory": "MB, the most until its end"}
 
 
 def end_section(name: str, coming: str) -> None:
-    "Keep how long a section took and what it showed; say in the log what comes next."
+    "Keep what a section took and what it showed; say in the log what comes next."
     clock.append(time.monotonic())
     run_record["sections"][name] = round(clock[-1] - clock[-2], 1)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    run_record["memory"][name] = round(most * 1024 / 1e6)
     run.save("run.json", run_record)
     if executed.exists():  # not where someone sits at the notebook
         run.path("kernel.ipynb").write_bytes(executed.read_bytes())

@@ -62,9 +62,8 @@ def gan_epoch(work: Work) -> Callable[[], np.ndarray]:
     gan, jitter, rng = config.gan, config.synthesis.jitter, torch.Generator()
     seed_everything(0)
     generator, discriminator = build_gan(config)
-    means, deviation = songs.levels()
-    generator.level.data.copy_(means.clamp(-0.99, 0.99).atanh())
-    discriminator.band_means, discriminator.deviation = means, deviation
+    generator.start_from(*songs.spectra())
+    discriminator.band_means, discriminator.deviation = songs.levels()
     rates = (generator, gan.learning_rate), (discriminator, gan.learning_rate / 2)
     optimizers = [torch.optim.Adam(x.parameters(), rate, (0.5, 0.999)) for x, rate in rates]
 
