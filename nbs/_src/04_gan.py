@@ -165,7 +165,7 @@ test_close(ring(x, torch.full_like(x, 9.0)), x, eps=1e-5)
 # Bands are channels here, and convolutions run along time: a layer knows its bands by name, a
 # chord is one column. Each layer doubles the columns by a transposed convolution, and adds the
 # result to the columns themselves, repeated: in a few hundred steps, layers that replace what
-# they get lose it (one such generator scored 13 where this one has 68).
+# they get lose it (section 5 has the figures).
 #
 # Every layer adds chance at each of its times, so that no two beats are alike. A condition that
 # enters only at the seed is washed out on the way: each layer normalises its channels and lets the
@@ -560,9 +560,9 @@ network_sizes(**residual)
 # %% [markdown]
 # ## Longer pieces
 #
-# A generator learns windows of one width, and may be asked for more. Then windows that overlap
-# by half are drawn together and blended on the way, not at the end: where two of them meet,
-# later layers or later steps see one picture, and no seam is left to hear.
+# A flow, which comes next, looks at whole windows of one width, and may be asked for more. Then
+# windows that overlap by half are drawn together and blended on the way, not at the end: where two
+# of them meet, later steps see one picture, and no seam is left to hear.
 
 
 # %%

@@ -1021,9 +1021,10 @@ with tempfile.TemporaryDirectory() as folder:
 # |---|---|---|
 # | the generator as it starts, before any contest | 52 (46 to 59) | 0-4 |
 # | **the specification's GAN** | **63 (60 to 65)** | 0-4 |
-# | its discriminator without the closer look | 36 | 0 |
-# | levels that do not lean with the emotion: it ignores what is asked | 31 | 0 |
-# | nor do layers add to what they get: they replace it | 13 | 0 |
+# | at twice the generator's rate (two draws of its weights) | 55, 68 | 0 |
+# | so, its discriminator without the closer look | 36 | 0 |
+# | so, levels that do not lean with the emotion: it ignores what is asked | 31 | 0 |
+# | so, nor do layers add to what they get: they replace it | 13 | 0 |
 # | maps of bands by times, started from the mean spectrum alone | 14 (10 to 20) | 0-2 |
 # | **the residual GAN** | **71 (67 to 73)** | 0-2 |
 # | levels that do not lean, repeated columns for transposed convolutions | 67 (63 to 70) | 0-2 |
