@@ -260,12 +260,13 @@ for module in sys.argv[1:]:
 @pytest.mark.parametrize(
     "module", ["core", "listening", "evaluation", "prediction", "gan_quality", "cli"]
 )
-def test_importing_takes_under_five_seconds(module):
-    # Processor seconds: what else the machine does is not the module's fault.
-    code = f"import time; import musemo.{module}; print(time.process_time())"
+def test_importing_costs_little_beside_torch(module):
+    "Processor time up to here against torch's own: how fast the machine is does not matter."
+    code = "import time; import torch; usual = time.process_time(); "
+    code += f"import musemo.{module}; print(time.process_time() / usual)"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    assert float(result.stdout) < 5
+    assert float(result.stdout) < 4
 
 
 def copy_forms(folder: Path) -> None:

@@ -102,7 +102,7 @@ def deal_songs(
     return np.concatenate(packs)[places - first * songs]
 
 
-def fit_line(
+def fit_levels(
     levels: np.ndarray,  # (N, M) of songs' bands
     labels: np.ndarray,  # (N, 2)
 ) -> np.ndarray:  # (M, 3) float32: at (0, 0), and slopes by valence and arousal
@@ -139,7 +139,7 @@ class Songs:
         "Fit bands' levels by emotion, and measure one deviation from them for all bands."
         pairs = zip(self.log_mel, self.frames, strict=True)
         songs = [x[:, :n].astype(np.float32) for x, n in pairs]
-        line = fit_line(np.array([x.mean(axis=1) for x in songs]), self.labels)
+        line = fit_levels(np.array([x.mean(axis=1) for x in songs]), self.labels)
         levels = line[:, :1] + line[:, 1:] @ np.float32(self.labels).T  # (M, N)
         squares = [np.square(x - y[:, None]).mean() for x, y in zip(songs, levels.T, strict=True)]
         deviation = max(float(np.sqrt(np.mean(squares))), 1e-3)
@@ -155,7 +155,7 @@ class Songs:
         mean = np.mean(means, axis=0)
         if not np.isfinite(products).all():
             raise MusemoError("a training song's spectrogram holds NaN: run section 3 again")
-        line = fit_line(np.array(means), self.labels)
+        line = fit_levels(np.array(means), self.labels)
         vectors, squares, _ = np.linalg.svd(products - np.outer(mean, mean), hermitian=True)
         directions = vectors * np.sqrt(squares)  # as long as spectra differ, the longest first
         return torch.from_numpy(line), torch.from_numpy(directions.astype(np.float32))
