@@ -1014,14 +1014,13 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## What the contests add to their start
 #
-# On the demo music, with section 6's score; 234 steps, some 100 s of one core; each seed has its
-# own split of the songs:
+# On the demo music, with section 6's score; 234 steps; each seed has its own split of the songs:
 #
 # | | score | seeds |
 # |---|---|---|
 # | the generator as it starts, before any contest | 52 (46 to 59) | 0-4 |
 # | **the specification's GAN** | **63 (60 to 65)** | 0-4 |
-# | at twice the generator's rate (two draws of its weights) | 55, 68 | 0 |
+# | at twice the generator's rate (its start fitted in two ways) | 55, 68 | 0 |
 # | so, its discriminator without the closer look | 36 | 0 |
 # | so, levels that do not lean with the emotion: it ignores what is asked | 31 | 0 |
 # | so, nor do layers add to what they get: they replace it | 13 | 0 |
@@ -1031,10 +1030,10 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Read it soberly. Most of these points are the start's: a regression, principal directions and the
 # way strings fade have them without a contest. What the specification's contest adds is that
-# notes come and go (that mark rises from .17 to .45), and a finer grain (.78 to .91); its coverage
-# stays at .26, where real songs have some .8. The residual GAN comes to .66, and leaves the cloth
-# of bands by frames (.67 to 1). A score that rises because the discriminator sees what the judge
-# sees is no proof for ears: look, and listen.
+# notes come and go (that mark rises from .17 to .45), and a finer grain (.78 to .91). Its coverage
+# stays at .2, where real songs have .67 to .86; the residual GAN comes to .55, and leaves the cloth
+# of bands by frames (a mark of .67 to 1). A score that rises because the discriminator sees what
+# the judge sees is no proof for ears: look, and listen.
 #
 # The residual GAN's penalty is strong for the sake of longer trainings. With .1, and notes not
 # shown, there were 60 points at 156 steps and 46 at 468; with 3 and notes, 624 steps gave 70 (67 to
