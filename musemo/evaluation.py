@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['song_statistics', 'cut_whole', 'song_features', 'fit_rivals', 'predict_baselines', 'load_vit', 'predict_parts',
-           'pick_columns', 'score_predictions', 'add_intervals', 'evaluate_vit', 'metrics_table',
-           'say_what_it_is_worth']
+           'pick_columns', 'score_predictions', 'add_intervals', 'evaluate_vit', 'metrics_table']
 
-# %% ../nbs/12_evaluation.ipynb #6b831721
+# %% ../nbs/12_evaluation.ipynb #d246fe73
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,8 +24,8 @@ from musemo.intervals import (
     score_intervals,
     unscaled,
 )
-from .metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from .verdict import AXES, RIVALS, join_words, noise_ceiling, say_ceiling
+from .metrics import interval_95, redraw_songs, score_columns
+from .verdict import AXES, RIVALS, noise_ceiling
 from musemo.descriptors import (
     band_statistics,
     harmony_statistics,
@@ -226,7 +225,7 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
     run.save("predictions.csv", predictions[["song_id", "split", *columns]])
     return record, predictions
 
-# %% ../nbs/12_evaluation.ipynb #12d6b264
+# %% ../nbs/12_evaluation.ipynb #a581ccf9
 def metrics_table(record: dict) -> pd.DataFrame:
     "Lay the metrics out: a row for the model, its interval, each rival, and what raters allow."
     shown = {"model": "this model"} | RIVALS
@@ -243,24 +242,3 @@ def metrics_table(record: dict) -> pd.DataFrame:
         rows[axis, "raters' own noise allows"] = {k: f"{v:.3f}" for k, v in top.items()}
     names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
     return pd.DataFrame(rows).T.fillna("-").rename(columns=names)
-
-
-def say_what_it_is_worth(record: dict) -> str:
-    "Say in a few sentences what these test songs can and cannot tell."
-    songs = record["n_test"]
-    text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
-    if songs < LEAST_SONGS:
-        return text + "So few songs judge nothing: read the figures as a check that all parts work."
-    lines = [
-        text + "Another seed or split moves the figures too. In brackets: by how much this model's "
-        "RMSE is lower, 95 % over songs."
-    ]
-    for axis in ("valence", "arousal"):
-        verdicts = {"better than": [], "worse than": [], "not told apart from": []}
-        for rival, words in RIVALS.items():
-            low, high = record[axis][f"rmse_below_{rival}_interval"]
-            told = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-            verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
-        told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
-        lines.append(f"{axis.capitalize()}: {told}.")
-    return "\n".join(lines + say_ceiling(record["ceiling"]))

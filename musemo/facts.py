@@ -9,13 +9,12 @@ from pathlib import Path
 from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import about_data
-from musemo.evaluation import say_what_it_is_worth
 from musemo.intervals import say_intervals
 from musemo.pages import count
 from musemo.presets import flatten, make_config
 from musemo.quality_record import explain_quality
 from musemo.score_parts import join_parts, place_part
-from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds
+from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds, say_what_it_is_worth
 
 
 def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:

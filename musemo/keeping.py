@@ -17,10 +17,11 @@ from musemo.records import load_record
 
 @contextmanager
 def claim(run: Run) -> Iterator[None]:
-    "Let one process at a time work in a run; raises MusemoError for the second, at once."
+    "Let one process at a time work in a run; raises MusemoError for the second."
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run.path(".lock"), timeout=0)
+        # A program that a killed process was just starting holds its lock for a moment longer.
+        lock = FileLock(run.path(".lock"), timeout=2)
         lock.acquire()
     except Timeout as error:
         raise MusemoError(

@@ -1,7 +1,6 @@
 """Run the twelve sections in order, and go on where a run was cut off."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 from musemo.config import Config
 from musemo.core import MusemoError, Run, pick_device
 from musemo.data import find_data
-from musemo.demo import EDITION, compose_demo
 from musemo.keeping import (
     claim,
     match_artifacts,
@@ -19,58 +17,14 @@ from musemo.keeping import (
     note_artifacts,
 )
 from musemo.execution import execute, log, log_to, suite_bar
-from musemo.peak_memory import watch_memory
-from musemo.presets import WITHOUT_EFFECT, changed_fields, make_config, read_config, save_config
 from musemo.index import index_page
+from musemo.opening import with_data
+from musemo.peak_memory import watch_memory
+from musemo.presets import WITHOUT_EFFECT, changed_fields, save_config
 from musemo.records import forget, load_config, load_record
 from musemo.report import link_reports
 from musemo.sections import SECTIONS, Section
 from musemo.weights import find_weights
-
-
-def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
-    "Name the demo music below `folder` where the configuration names no data, and compose it."
-    if config.data.path:
-        return config
-    data = config.data
-    name = f"music-{data.demo_songs}x{data.demo_seconds:g}s-v{EDITION}"  # an old one may be there
-    music = folder.resolve() / name
-    if compose:
-        compose_demo(music, songs=data.demo_songs, seconds=data.demo_seconds)
-    tree = config.model_dump(mode="json")
-    tree["data"]["path"] = str(music)
-    return read_config(tree)
-
-
-def open_run(folder: str | Path | None = None, *, before: int) -> tuple[Run, Config]:
-    "Open a run for section `before`; what earlier sections should have left is made first."
-    if folder is None:
-        folder = _notebook_folder()
-    run = Run(Path(folder))
-    config = load_config(run)
-    for section in SECTIONS[: before - 1]:
-        for stage in section.stages(config):
-            if not run.has(*stage.artifacts):
-                stage.make(run, config)
-    return run, config
-
-
-def _notebook_folder() -> Path:
-    "Prepare the smoke run that a notebook opened on its own works in."
-    here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
-    run = Run(root / "runs/notebook")
-    config = with_data(make_config("smoke"), root / "runs")
-    # A run left by another version of the configuration would mix two states.
-    if run.has("config.json"):
-        try:
-            if read_config(run.load("config.json")) == config:
-                return run.folder
-        except ValueError:
-            pass
-        shutil.rmtree(run.folder)
-    save_config(run, config)
-    return run.folder
 
 
 # The first section that a field, or else its part, matters to; others matter from the start.

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FEW_FRAMES', 'STRETCH', 'mel_bank', 'short_time', 'squared', 'sparse_bank', 'mel_power', 'wave_log_mel', 'sounding_part', 'trim_silence', 'log_mel_of', 'stream_log_mel']
 
-# %% ../nbs/03_data.ipynb #fd711d03
+# %% ../nbs/03_data.ipynb #22fde736
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
@@ -12,7 +12,6 @@ import librosa
 import numpy as np
 import torch
 from scipy.fft import rfft
-from scipy.signal import get_window
 from scipy.sparse import csr_array
 
 from .config import AudioConfig
@@ -40,7 +39,7 @@ def squared(values: torch.Tensor) -> torch.Tensor:
     "Square the magnitude of complex values."
     return values.real.square().addcmul_(values.imag, values.imag)
 
-# %% ../nbs/03_data.ipynb #110d1d71
+# %% ../nbs/03_data.ipynb #92692317
 FEW_FRAMES = 64  # transformed at once: sets the time, not the result
 
 
@@ -58,7 +57,7 @@ def mel_power(
     "Compute the mel spectrogram of what `short_time` gives, piece by piece."
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, audio.n_fft // 2), audio.n_fft)
     # Nothing of torch: its threads, once woken, wait busily beside those that decode.
-    frames, window = frames[:: audio.hop], get_window("hann", audio.n_fft).astype(np.float32)
+    frames, window = frames[:: audio.hop], np.hanning(audio.n_fft + 1)[:-1].astype(np.float32)
     bank, pieces = sparse_bank(audio), []
     for i in range(0, len(frames), FEW_FRAMES):
         values = rfft(frames[i : i + FEW_FRAMES] * window)[:, : bank.shape[1]]

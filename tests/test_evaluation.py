@@ -13,13 +13,13 @@ from musemo.evaluation import (
     evaluate_vit,
     metrics_table,
     predict_baselines,
-    say_what_it_is_worth,
     song_statistics,
 )
 from musemo.evaluation_plots import quadrant_of
 from musemo.intervals import read_intervals, say_intervals
 from musemo.metrics import redraw_songs, score_columns
 from musemo.presets import config_record, make_config
+from musemo.verdict import say_what_it_is_worth
 from musemo.vit_training import fit_vit
 
 SMALL = {

@@ -107,7 +107,8 @@ MAY_IMPORT = {
 BY_HAND = {
     *("__init__", "__main__", "_modidx"),
     *("cli", "cli_kaggle", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "doctor", "execution", "keeping", "kernel", "peak_memory", "pipeline", "protocol"),
+    *("demo", "doctor", "execution", "keeping", "kernel", "opening"),
+    *("peak_memory", "pipeline", "protocol"),
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }
 SECOND = {
@@ -267,6 +268,13 @@ def test_importing_costs_little_beside_torch(module):
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert float(result.stdout) < 3.3
+
+
+def test_a_notebook_loads_nothing_that_executes_notebooks():
+    code = "import sys, musemo.opening; print(*{'papermill', 'nbconvert'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == ""
 
 
 def copy_forms(folder: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from musemo import core
 from musemo.core import MusemoError, Run, write_atomic
-from musemo.pipeline import open_run, run_suite
+from musemo.opening import open_run
+from musemo.pipeline import run_suite
 from musemo.presets import make_config, save_config
 from musemo.sections import SECTIONS
 from tests.conftest import ROOT

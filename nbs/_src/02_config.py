@@ -1290,7 +1290,7 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
-from musemo.pipeline import open_run
+from musemo.opening import open_run
 
 run, config = open_run(run_folder, before=2)
 

@@ -44,7 +44,6 @@ import librosa
 import numpy as np
 import torch
 from scipy.fft import rfft
-from scipy.signal import get_window
 from scipy.sparse import csr_array
 
 from musemo.config import AudioConfig
@@ -749,7 +748,7 @@ def mel_power(
     "Compute the mel spectrogram of what `short_time` gives, piece by piece."
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, audio.n_fft // 2), audio.n_fft)
     # Nothing of torch: its threads, once woken, wait busily beside those that decode.
-    frames, window = frames[:: audio.hop], get_window("hann", audio.n_fft).astype(np.float32)
+    frames, window = frames[:: audio.hop], np.hanning(audio.n_fft + 1)[:-1].astype(np.float32)
     bank, pieces = sparse_bank(audio), []
     for i in range(0, len(frames), FEW_FRAMES):
         values = rfft(frames[i : i + FEW_FRAMES] * window)[:, : bank.shape[1]]
@@ -1316,7 +1315,7 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
-from musemo.pipeline import open_run
+from musemo.opening import open_run
 
 run, config = open_run(run_folder, before=3)
 

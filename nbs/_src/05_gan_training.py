@@ -1151,9 +1151,10 @@ own = 0.5 * toy_rng.choice([-1, 1], (12, 1, 1))
 varied = Songs(np.clip(toy_log_mel / 2 + own, -1, 1), toy_songs.frames, toy_labels)
 losses = [row["loss"] for row in train_toy(FlowLearner, small, varied)[1]]
 assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
-flow_learner, _ = train_toy(FlowLearner, small)
+short = make_config("smoke", toy_flow_values | {"flow.steps": 6})
+flow_learner, _ = train_toy(FlowLearner, short)
 with tempfile.TemporaryDirectory() as folder:
-    assert_same(flow_learner, resume_toy(FlowLearner, small, folder))
+    assert_same(flow_learner, resume_toy(FlowLearner, short, folder))
 
 # %% [markdown]
 # ## What a step costs at full size
@@ -1261,7 +1262,7 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 #| hide
 from IPython.display import display
 
-from musemo.pipeline import open_run
+from musemo.opening import open_run
 
 run, config = open_run(run_folder, before=5)
 

@@ -1313,7 +1313,7 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 import pandas as pd
 
 from musemo.core import COLORS, load_part, subplots
-from musemo.pipeline import open_run
+from musemo.opening import open_run
 
 run, config = open_run(run_folder, before=11)
 

@@ -192,7 +192,7 @@ import pandas as pd
 
 from musemo.config import Config
 from musemo.core import Run
-from musemo.metrics import interval_95, redraw_songs, score_columns
+from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
 from musemo.presets import WITHOUT_EFFECT, flatten
 
 
@@ -390,6 +390,27 @@ def say_ceiling(
         return []
     told = ", ".join(f"{top:.2f} ({axis})" for axis, top in tops.items())
     return [f"Raters' own disagreement caps R2 at {told}."]
+
+
+def say_what_it_is_worth(record: dict) -> str:
+    "Say in a few sentences what these test songs can and cannot tell."
+    songs = record["n_test"]
+    text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
+    if songs < LEAST_SONGS:
+        return text + "So few songs judge nothing: read the figures as a check that all parts work."
+    lines = [
+        text + "Another seed or split moves the figures too. In brackets: by how much this model's "
+        "RMSE is lower, 95 % over songs."
+    ]
+    for axis in AXES:
+        verdicts = {"better than": [], "worse than": [], "not told apart from": []}
+        for rival, words in RIVALS.items():
+            low, high = record[axis][f"rmse_below_{rival}_interval"]
+            told = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+            verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
+        told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
+        lines.append(f"{axis.capitalize()}: {told}.")
+    return "\n".join(lines + say_ceiling(record["ceiling"]))
 
 
 def say_folds(record: dict) -> str:
@@ -812,8 +833,8 @@ from musemo.intervals import (
     score_intervals,
     unscaled,
 )
-from musemo.metrics import LEAST_SONGS, interval_95, redraw_songs, score_columns
-from musemo.verdict import AXES, RIVALS, join_words, noise_ceiling, say_ceiling
+from musemo.metrics import interval_95, redraw_songs, score_columns
+from musemo.verdict import AXES, RIVALS, noise_ceiling
 from musemo.descriptors import (
     band_statistics,
     harmony_statistics,
@@ -1094,27 +1115,6 @@ def metrics_table(record: dict) -> pd.DataFrame:
         rows[axis, "raters' own noise allows"] = {k: f"{v:.3f}" for k, v in top.items()}
     names = {"mae": "MAE", "rmse": "RMSE", "ccc": "CCC", "r2": "R2", "r": "r"}
     return pd.DataFrame(rows).T.fillna("-").rename(columns=names)
-
-
-def say_what_it_is_worth(record: dict) -> str:
-    "Say in a few sentences what these test songs can and cannot tell."
-    songs = record["n_test"]
-    text = f"{songs} real test songs, {record['n_train']} to learn from, one seed, one split. "
-    if songs < LEAST_SONGS:
-        return text + "So few songs judge nothing: read the figures as a check that all parts work."
-    lines = [
-        text + "Another seed or split moves the figures too. In brackets: by how much this model's "
-        "RMSE is lower, 95 % over songs."
-    ]
-    for axis in ("valence", "arousal"):
-        verdicts = {"better than": [], "worse than": [], "not told apart from": []}
-        for rival, words in RIVALS.items():
-            low, high = record[axis][f"rmse_below_{rival}_interval"]
-            told = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-            verdicts[told].append(f"the {words} ({low:z.2f} to {high:z.2f})")
-        told = "; ".join(f"{verdict} {join_words(x)}" for verdict, x in verdicts.items() if x)
-        lines.append(f"{axis.capitalize()}: {told}.")
-    return "\n".join(lines + say_ceiling(record["ceiling"]))
 
 
 # %%
@@ -2973,7 +2973,7 @@ from musemo.core import player
 from musemo.data import about_data, decode
 from musemo.intervals import say_intervals
 from musemo.listening import middle
-from musemo.pipeline import open_run
+from musemo.opening import open_run
 from musemo.song_browser import song_files
 from musemo.verdict import folds_tables, leakage_table
 

@@ -20,7 +20,7 @@ from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import prepare_data
 from musemo.gan_quality import judge_generators
-from musemo.pipeline import with_data
+from musemo.opening import with_data
 from musemo.presets import make_config
 from musemo.sections import SECTIONS
 

@@ -20,7 +20,7 @@ from musemo.data import prepare_data
 from musemo.demo import draw_cues
 from musemo.evaluation import song_statistics
 from musemo.intervals import calibrate, held, learn_spread, unscaled
-from musemo.pipeline import with_data
+from musemo.opening import with_data
 from musemo.presets import make_config
 from musemo.readout import ridge_regression
 from musemo.splitting import split_songs

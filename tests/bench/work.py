@@ -100,7 +100,7 @@ def emotion_model():
 
 def smoke_config(work: Work):
     "Make the smoke configuration with its music composed, and with a cache of its own."
-    from musemo.pipeline import with_data
+    from musemo.opening import with_data
     from musemo.presets import make_config
 
     values = {"data.cache": str(work.folder / "cache"), "device": "cpu"}
