@@ -8,9 +8,12 @@ from typer.testing import CliRunner
 
 from musemo import protocol
 from musemo.cli import app
+from musemo.compare import compare_runs
 from musemo.core import MusemoError, Run, load_part
-from musemo.presets import make_config
+from musemo.data import prepare_data
+from musemo.presets import make_config, save_config
 from musemo.protocol import evaluate_folds, fold_config, make_fold, make_generated, read_fold
+from musemo.records import load_record
 from musemo.verdict import (
     RIVALS,
     compare_arms,
@@ -190,3 +193,25 @@ def test_the_command_judges_and_shows(tmp_path, monkeypatch):
     assert "this model, real songs" in result.output and "folds.json" in result.output
     assert (tmp_path / "runs/smoke/folds.json").is_file()
     assert "this model, real songs" in (tmp_path / "runs/smoke/index.html").read_text()
+
+
+def test_deam_is_judged_by_published_and_by_corrected_labels(real_data, tmp_path):
+    "The ten clips are all of the exchanged part: what told arousal tells valence, and back."
+    deam, found = str(real_data("deam")), {}
+    for labels in ("corrected", "published"):
+        config = config_of(data__path=deam, data__cache=str(tmp_path), data__labels=labels)
+        run = Run(tmp_path / labels)
+        save_config(run, config)
+        prepare_data(run, config)
+        run.save("run.json", load_record(run) | {"sections": {"03_data": 1.0}})
+        record = evaluate_folds(run, config, arms=["model"], folds=2, seeds=1, workers=1)
+        found[labels] = {(row["axis"], row["who"]): row["r2"] for row in record["scores"]}
+    for who in RIVALS:
+        for one, other in (("valence", "arousal"), ("arousal", "valence")):
+            expected = found["corrected"][one, who]
+            assert found["published"][other, who] == pytest.approx(expected, abs=1e-6)
+    assert found["published"] != found["corrected"]
+    page = compare_runs([tmp_path / labels for labels in found]).read_text()
+    assert "exchanged back" in page and "left as published" in page
+    assert "not judged by the same test songs with the same labels" in page
+    assert f"{found['published']['arousal', 'ridge']:.2f} [" in page
