@@ -905,7 +905,8 @@ picture = spectrogram_png(after[0], config.audio)
 lay_out([card(f"{title}, there and back", picture, sound, config.audio, seconds=seconds)])
 
 # %%
-emotions_figure = plot_in_pairs([(title, x) for title, x, _ in pairs], config.audio)
+short = [title.replace("valence", "V").replace("arousal", "A") for title, *_ in pairs]
+emotions_figure = plot_in_pairs([(short[i], x) for i, (_, x, _) in enumerate(pairs)], config.audio)
 run.headline(
     "08_audio",
     f"{len(emotions)} emotions; round trip of real songs "
