@@ -11,7 +11,7 @@ from musemo.core import MusemoError, Run
 from musemo.data import about_data
 from musemo.intervals import say_intervals
 from musemo.pages import count
-from musemo.presets import flatten, make_config
+from musemo.presets import changed_values, look_up, make_config
 from musemo.quality_record import explain_quality
 from musemo.score_parts import join_parts, place_part
 from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds, say_what_it_is_worth
@@ -145,12 +145,9 @@ def read_folds(record: dict) -> dict:
 
 def changed_settings(config: Config) -> dict[str, tuple]:  # field -> preset's value, this run's
     "Name what differs from the preset that the run started from, but for where its songs lie."
-    before, after = flatten(make_config(config.preset)), flatten(config)
-    return {
-        name: (before[name], value)
-        for name, value in after.items()
-        if value != before[name] and name != "data.path"
-    }
+    before, changed = make_config(config.preset).model_dump(mode="json"), changed_values(config)
+    changed.pop("data.path", None)
+    return {name: (look_up(before, name), value) for name, value in changed.items()}
 
 
 def command_line(command: str, run: Run, config: Config) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['condition_mlp', 'SelfAttention', 'ring', 'UpSampling', 'Generator', 'smooth_std', 'look_closely', 'halving',
-           'Discriminator', 'build_gan', 'network_sizes', 'kept_numbers', 'training_memory']
+           'Discriminator', 'build_gan', 'network_sizes']
 
 # %% ../nbs/04_gan.ipynb #90067184
 import math
@@ -250,34 +250,3 @@ def build_gan(config: Config) -> tuple[Generator, Discriminator]:
 def network_sizes(**networks: nn.Module) -> dict[str, int]:
     "Count the trainable parameters of each named network."
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
-
-# %% ../nbs/04_gan.ipynb #a42e39e4
-def kept_numbers(
-    network: nn.Module,
-    *inputs: torch.Tensor,  # one window's
-) -> int:  # numbers kept for the way back
-    "Count what one window's forward pass keeps for its gradient, without the weights."
-    kept, weights = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
-
-    def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = network(*inputs)  # alive until counted, so that no address is used twice
-    assert result is not None
-    return sum(count for address, count in kept.items() if address not in weights)
-
-
-def training_memory(
-    config: Config,
-    generator: Generator,
-    discriminator: Discriminator,
-) -> float:  # MB, in full precision
-    "Estimate what a training step needs: weights, optimiser and a batch on its way."
-    noise, labels = torch.zeros(1, generator.noise_size(config.gan.frames)), torch.zeros(1, 2)
-    picture = torch.zeros(1, 1, config.audio.n_mels, generator.frames)
-    window = kept_numbers(generator, noise, labels) + kept_numbers(discriminator, picture, labels)
-    sizes = network_sizes(generator=generator, discriminator=discriminator)
-    weights = 5 * sizes["generator"] + 4 * sizes["discriminator"]
-    return 4 * (weights + config.gan.batch_size * window) / 1e6

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from musemo.config import GanConfig
 from musemo.core import MusemoError, Run, seed_for
 from musemo.drawing import generate
-from musemo.gan import build_gan, training_memory
+from musemo.gan import build_gan
 from musemo.gan_training import (
     GanLearner,
     fit_gan,
@@ -227,12 +227,6 @@ def test_saved_weights_draw_the_saved_samples(tmp_path):
     assert windows.shape == (8, 128, 64)
     assert windows.dtype == np.float16
     assert asked.abs().to_numpy().max() <= 1
-
-
-def test_memory_grows_with_the_batch():
-    small, large = (tiny(**{"gan.batch_size": size}) for size in (4, 8))
-    pair = build_gan(small)
-    assert training_memory(large, *pair) > training_memory(small, *pair) > 0
 
 
 def test_labels_on_another_scale_are_refused(tmp_path):

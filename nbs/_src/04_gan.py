@@ -1082,53 +1082,6 @@ for name in ("gan", "residual", "flow"):
         contains="audio.f_max is 8000.0, this one needs 7000.0",
     )
 
-
-# %% [markdown]
-# ## What training will ask for
-#
-# Weights come five times: themselves, their gradient, Adam's two moments and, of the generator,
-# an average. The rest is what the layers keep for the way back, and grows with the batch:
-# it is counted on one window, and a batch keeps as many more.
-
-
-# %%
-#| export
-def kept_numbers(
-    network: nn.Module,
-    *inputs: torch.Tensor,  # one window's
-) -> int:  # numbers kept for the way back
-    "Count what one window's forward pass keeps for its gradient, without the weights."
-    kept, weights = {}, {p.untyped_storage().data_ptr() for p in network.parameters()}
-
-    def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = network(*inputs)  # alive until counted, so that no address is used twice
-    assert result is not None
-    return sum(count for address, count in kept.items() if address not in weights)
-
-
-def training_memory(
-    config: Config,
-    generator: Generator,
-    discriminator: Discriminator,
-) -> float:  # MB, in full precision
-    "Estimate what a training step needs: weights, optimiser and a batch on its way."
-    noise, labels = torch.zeros(1, generator.noise_size(config.gan.frames)), torch.zeros(1, 2)
-    picture = torch.zeros(1, 1, config.audio.n_mels, generator.frames)
-    window = kept_numbers(generator, noise, labels) + kept_numbers(discriminator, picture, labels)
-    sizes = network_sizes(generator=generator, discriminator=discriminator)
-    weights = 5 * sizes["generator"] + 4 * sizes["discriminator"]
-    return 4 * (weights + config.gan.batch_size * window) / 1e6
-
-
-# %%
-# A linear layer keeps its input for the gradient of its weights, and nothing else.
-test_eq(kept_numbers(nn.Linear(7, 3), torch.zeros(1, 7)), 7)
-assert 0 < training_memory(small, *build_gan(small)) < 200
-
 # %% [markdown]
 # ## On the run
 #
@@ -1151,10 +1104,9 @@ import librosa
 torch.manual_seed(config.seed)
 generator, discriminator = build_gan(config)
 sizes = network_sizes(generator=generator, discriminator=discriminator)
-megabytes = training_memory(config, generator, discriminator)
 print(
     f"The GAN: {sizes['generator'] / 1e6:.2f} M parameters draw, "
-    f"{sizes['discriminator'] / 1e6:.2f} M judge; training holds {megabytes:.0f} MB."
+    f"{sizes['discriminator'] / 1e6:.2f} M judge."
 )
 
 # %% [markdown]
@@ -1181,6 +1133,4 @@ for panel, picture, title in zip(axes, (real[0], drawn[0]), ("Real", "Untrained"
     )
 drawers = {name: build_generator(config, name) for name in config.generators}
 millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in network_sizes(**drawers).items())
-run.headline(
-    "04_gan", f"parameters that draw: {millions}; the GAN trains in {megabytes:.0f} MB", figure
-)
+run.headline("04_gan", f"parameters that draw: {millions}", figure)
