@@ -27,6 +27,13 @@ in_chromium = pytest.mark.skipif(
 )
 
 
+def pytest_collection_modifyitems(items):
+    "Keep tests of one file in one worker, and those of the smoke run in another: it is made once."
+    for item in items:
+        group = "smoke run" if "smoke_run" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet():
     os.environ["MUSEMO_QUIET"] = "1"
