@@ -124,13 +124,12 @@ _readers = {
 _unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
 _unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
-# %% ../nbs/01_core.ipynb #8c372f80
+# %% ../nbs/01_core.ipynb #ca1449ad
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,7 @@ def write_atomic(
             temporary.unlink()
     return path
 
-# %% ../nbs/01_core.ipynb #d2a21025
+# %% ../nbs/01_core.ipynb #0bde8f19
 @dataclass(frozen=True)
 class Run:
     "A folder of artifacts, each written whole or not at all."
@@ -183,7 +182,9 @@ class Run:
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
         self.save(f"figures/{section}.png", figure)
-        self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
+        gpu = round(torch.cuda.max_memory_allocated() / 1e6)  # 0 where none is used
+        units = {"number": "text", "gpu_memory": "MB of this process's tensors, at most"}
+        self.save(f"figures/{section}.json", {"number": number, "gpu_memory": gpu, "units": units})
 
 # %% ../nbs/01_core.ipynb #316bb05a
 def take_rows(

@@ -50,7 +50,7 @@ def read_data(run: Run, config: Config) -> dict:
     left_out = songs[songs["status"] != "ok"]
     judged = usable[usable["split"] == "test"][["song_id", *AXES]]
     return {
-        "name": Path(config.data.path).name,
+        "name": "DEAM" if audit["known"] else Path(config.data.path).name,
         "songs": len(usable),
         "hours": seconds / 3600,
         "parts": {name: int((usable["split"] == name).sum()) for name in ("train", "val", "test")},
@@ -152,7 +152,8 @@ def changed_settings(config: Config) -> dict[str, tuple]:  # field -> preset's v
 
 def command_line(command: str, run: Run, config: Config) -> str:
     "Write the command that does something with this run's own configuration."
-    words = ["musemo", command, "--preset", config.preset, "--data", config.data.path]
+    data = config.data.path if Path(config.data.path).exists() else "WHERE_THE_SONGS_LIE"
+    words = ["musemo", command, "--preset", config.preset, "--data", data]
     for name, (_, value) in changed_settings(config).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words += ["--set", f"{name}={text}"]

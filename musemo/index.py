@@ -13,8 +13,10 @@ def read_section(run: Run, name: str, record: dict) -> dict:
     "Read what a section's card shows; number and cost only where it is done."
     title, promise = read_promise(name)
     card = {"name": name, "title": f"{name[:2]} {title}", "promise": promise, "number": ""}
-    if name in record["sections"] and run.has(f"figures/{name}.json"):  # not by `musemo train`
-        card["number"] = run.load(f"figures/{name}.json")["number"]
+    if name in record["sections"]:
+        shown = run.load(told) if run.has(told := f"figures/{name}.json") else {}
+        card["number"] = shown.get("number", "made by musemo train, without a page")
+        card["picture"], card["gpu_memory"] = bool(shown), shown.get("gpu_memory")
         card["seconds"] = record["sections"][name]
         card["memory"] = record["memory"].get(name)
         card["page"] = run.has(f"reports/{name}.html")  # a run fetched from Kaggle has them there

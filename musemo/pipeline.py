@@ -146,6 +146,12 @@ def finish_section(run: Run, record: dict, section: Section, config: Config) -> 
     run.save("run.json", record)
 
 
+def is_done(run: Run, config: Config, section: Section, record: dict) -> bool:
+    "Say whether all that a section leaves is there; `musemo train` leaves no picture and no page."
+    page = run.has(f"reports/{section.name}.html") or not run.has(f"figures/{section.name}.json")
+    return section.name in record["sections"] and page and run.has(*section.artifacts(config))
+
+
 def run_suite(
     config: Config,
     out: Path,  # the run folder
@@ -165,8 +171,7 @@ def run_suite(
             find_weights(config)  # what sections 10 and 11 would say is said before hours of work
         for section in wanted:
             bar.set_description(section.name)
-            names = section.artifacts(config)
-            if section.name not in done or not run.has(*names, f"reports/{section.name}.html"):
+            if not is_done(run, config, section, record):
                 with watch_memory() as memory:
                     done[section.name] = round(execute(run, section.name, line), 1)
                 record["memory"][section.name] = memory["peak"]
@@ -185,7 +190,10 @@ def train_run(run: Run) -> dict:  # the content of vit_history.json
     with claim(run), log_to(run):
         begun = time.monotonic()
         history, record = stage.make(run, config), load_record(run)
-        record["sections"][SECTIONS[10].name] = round(time.monotonic() - begun, 1)
+        name = SECTIONS[10].name
+        for old in (*run.folder.glob(f"figures/{name}.*"), *run.folder.glob(f"reports/{name}.*")):
+            old.unlink()  # of another training
+        record["sections"][name] = round(time.monotonic() - begun, 1)
         finish_section(run, record, SECTIONS[10], config)
         return history
 

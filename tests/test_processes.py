@@ -11,8 +11,11 @@ import pytest
 
 from musemo.core import MusemoError, Run
 from musemo.dataset import make_loader, read_datasets
+from musemo.pipeline import is_done, write_index
 from musemo.presets import make_config, save_config
 from musemo.processes import deal, own_stretch
+from musemo.records import load_record
+from musemo.sections import SECTIONS
 from musemo.vit import predict_songs, revive_vit
 from musemo.vit_training import fit_vit
 from tests.conftest import ROOT
@@ -74,6 +77,10 @@ def test_two_processes_train_like_one(recipe, tmp_path):
     learnt = [name for name in ours if name.startswith(("backbone", "head"))]
     assert max((theirs[name] - ours[name]).abs().max() for name in learnt) < 1e-3
     assert "11_vit_training" in shared.load("run.json")["sections"]  # --only 12 may follow
+    page = write_index(shared, config).read_text()
+    assert "made by musemo train, without a page" in page and page.count("not run yet") == 11
+    section = SECTIONS[10]  # what was trained by several processes is not trained again by one
+    assert is_done(shared, config, section, load_record(shared))
     far = np.abs(answers(shared, config) - answers(alone, config)).max()
     print(f"{recipe}: predictions {far:.1e} apart")
     assert far < 1e-3

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from urllib.parse import unquote
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import musemo
 from musemo.cli import app
 from musemo.cli_options import configure
 from musemo.compare import compare_runs
@@ -80,8 +82,30 @@ def test_the_index_tells_the_run(smoke_run):
     assert all(100 < megabytes < 20000 for megabytes in record["memory"].values())
     for name, megabytes in record["memory"].items():
         assert memory(megabytes) in page and duration(record["sections"][name]) in page
-    assert "audio.clip_seconds" in page and "torch" in page
+    versions = page.split('id="versions"')[1].split("</section>")[0]
+    environment = smoke_run / "environment.json"
+    for package, version in json.loads(environment.read_text())["packages"].items():
+        assert f"{package} {version}" in versions
+    assert f"musemo {musemo.__version__}" in versions
     assert "http" not in page
+
+
+def test_memory_of_a_gpu_stands_beside_that_of_processes(copy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 5.04e9)
+    copy.headline("11_vit_training", "trained", plt.figure())
+    page = index_of(copy)
+    assert page.count("of the GPU") == 1 and "5.0 GB of the GPU" in page
+
+
+def test_songs_that_are_not_here_are_named_by_what_they_are(copy):
+    "A run fetched from Kaggle: its songs lie there."
+    config = load_config(copy)
+    data = config.data.model_copy(update={"path": "/kaggle/input"})
+    away = config.model_copy(update={"data": data})
+    assert "--data WHERE_THE_SONGS_LIE" in command_line("evaluate", copy, away)
+    audit = copy.load("label_audit.json")
+    copy.save("label_audit.json", audit | {"known": True})
+    assert read_facts(copy, away, load_record(copy)["sections"])["data"]["name"] == "DEAM"
 
 
 def test_a_page_names_the_command_that_has_its_configuration(smoke_run, tmp_path):

@@ -218,7 +218,6 @@ def write_atomic(
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
 ) -> Path:
     "Write a file whole or not at all; raise MusemoError where the disk will not take it."
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +272,9 @@ class Run:
     def headline(self, section: str, number: str, figure: plt.Figure) -> None:
         "Leave a section's main number (text with its unit) and main figure for the index page."
         self.save(f"figures/{section}.png", figure)
-        self.save(f"figures/{section}.json", {"number": number, "units": {"number": "text"}})
+        gpu = round(torch.cuda.max_memory_allocated() / 1e6)  # 0 where none is used
+        units = {"number": "text", "gpu_memory": "MB of this process's tensors, at most"}
+        self.save(f"figures/{section}.json", {"number": number, "gpu_memory": gpu, "units": units})
 
 
 # %% [markdown]
@@ -701,7 +702,16 @@ test_eq(png_bytes(subplots()[0])[1:4], b"PNG")
 
 # %%
 #| export environment
-_packages = "torch transformers librosa soundfile soxr numpy pandas scikit-learn matplotlib"
+_packages = "musemo torch accelerate transformers librosa soundfile soxr numpy scipy pandas"
+_packages += " scikit-learn matplotlib"
+
+
+def version_of(package: str) -> str:
+    "Say a package's version; in the Kaggle notebook musemo itself is not installed."
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def start_run(run: Run, config) -> dict:  # versions, machine, device
@@ -714,7 +724,7 @@ def start_run(run: Run, config) -> dict:  # versions, machine, device
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),
-        "packages": {package: metadata.version(package) for package in _packages.split()},
+        "packages": {package: version_of(package) for package in _packages.split()},
         "units": {"cores": "count", "torch_threads": "count", "packages": "version"},
     }
     run.save("environment.json", environment)
@@ -746,6 +756,6 @@ versions = environment["packages"]
 axes.axis("off")
 axes.set_title("What this run ran on")
 axes.text(0, 0.9, f"Python {environment['python']}, {environment['device']}", va="top")
-axes.text(0, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[:5]), va="top")
-axes.text(0.5, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[5:]), va="top")
+axes.text(0, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[:6]), va="top")
+axes.text(0.5, 0.7, "\n".join(f"{k} {v}" for k, v in list(versions.items())[6:]), va="top")
 run.headline("01_core", f"{environment['device']}, {environment['cores']} cores", figure)
