@@ -123,6 +123,7 @@ def test_players_are_where_they_belong(visit):
     counts = {name: visit(name).locator("audio").count() for name in NAMES}
     assert counts["index"] == 10 and counts["../compare"] == 5
     assert counts["reports/03_data"] >= 3 and counts["reports/08_audio"] >= 10 + 25
+    assert counts["reports/09_dataset"] == 6
 
 
 def test_the_plane_plays_by_key_and_stops_for_another(visit):

@@ -1345,7 +1345,8 @@ run.headline("05_gan_training", number, figure)
 
 # %% [markdown]
 # For each corner of the valence-arousal plane the nearest training song (above) and what each
-# generator drew nearest to it. Look for bands, onsets and level; section 6 measures what you see.
+# generator drew nearest to it. Look for bands, onsets and level; section 6 measures what you see,
+# section 8 plays what the best one draws.
 
 # %%
 import librosa

@@ -545,7 +545,9 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
+from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.core import COLORS, subplots
+from musemo.listening import card, lay_out, spectrogram_png
 from musemo.opening import open_run
 
 run, config = open_run(run_folder, before=9)
@@ -592,7 +594,8 @@ run.headline(
 
 # %% [markdown]
 # One training song under each of the changes that `augmentation` offers, stronger than one would
-# choose, so that they can be seen. The title says which; the first is the window as it is.
+# choose, so that they can be seen and heard. The first is the window as it is. Would people rate
+# the others alike? A change that they would not hear past teaches a wrong label.
 
 # %%
 data, rng = loaders["train"].dataset, np.random.default_rng(0)
@@ -611,15 +614,14 @@ shown = {
         torch.stack([one, other]), torch.zeros(2, 2), alpha=100, rng=np.random.default_rng(3)
     )[0][0],
 }
-figure, axes = subplots(2, 3, size=(2.9, 2.2), sharex=True, sharey=True)
-for panel, (title, window) in zip(axes.flat, shown.items(), strict=True):
-    panel.imshow(window, origin="lower", aspect="auto", cmap="magma", vmin=-1, vmax=1)
-    panel.set_title(title, fontsize=9)
-    panel.grid(False)
-for panel in axes[1]:
-    panel.set_xlabel("time (frames)")
-for panel in axes[:, 0]:
-    panel.set_ylabel("mel band")
+changed, audio = np.stack([x.numpy() for x in shown.values()]), config.audio
+sounds = [keep_from_clipping(x)[0] for x in invert_log_mel(changed, config, seed=config.seed)]
+lay_out(
+    [
+        card(title, spectrogram_png(x, audio), sound, audio, seconds=config.inversion.page_seconds)
+        for title, x, sound in zip(shown, changed, sounds, strict=True)
+    ]
+)
 
 # %% [markdown]
 # Labels of what is trained on and what judges. Where the synthetic labels lie far from the real
