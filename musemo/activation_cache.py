@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['frozen_blocks', 'CutViT', 'make_store', 'CachedLoader', 'in_order', 'fill_view', 'ActivationCache', 'remember', 'cut_phase', 'describe_together', 'answer_together']
 
-# %% ../nbs/11_vit_training.ipynb #acdf5b5e
+# %% ../nbs/11_vit_training.ipynb #cbf1ac9f
 import math
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .config import TrainingConfig
-from .core import MusemoError
+from .core import MusemoError, progress
 from .processes import exchange, own_stretch
 from .vit import EmotionViT, average_songs, describe_windows, run_through, vit_blocks
 
@@ -128,14 +128,15 @@ def in_order(loader, view: int, accelerator: Accelerator) -> Iterable:
     options["generator"] = torch.Generator()
     return DataLoader(loader.dataset, loader.batch_size, sampler=keys, **options)
 
-# %% ../nbs/11_vit_training.ipynb #34c7cb25
+# %% ../nbs/11_vit_training.ipynb #f250afc6
 @torch.no_grad()
 def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Compute a view's tokens, give labels and places; raises MusemoError for an overflow."
     items, accelerator, notes = len(cached.dataset), cached.accelerator, []
     store = cached.store[view * items : (view + 1) * items]
-    row = own_stretch(items, accelerator).start
-    for inputs, *note in in_order(cached.loader, view, accelerator):
+    own, size = own_stretch(items, accelerator), cached.batch_sampler.batch_size
+    row, batches = own.start, in_order(cached.loader, view, accelerator)
+    for inputs, *note in progress(batches, desc="frozen blocks", total=-(-len(own) // size)):
         with accelerator.autocast():
             tokens = run_through(cached.lower, inputs.to(accelerator.device).float())
         peak = tokens.abs().max().item()
@@ -146,7 +147,7 @@ def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tens
             )
         store[row : row + len(tokens)] = tokens[:, : store.shape[1]].float().cpu().numpy()
         row, notes = row + len(tokens), [*notes, note]
-    exchange(store, accelerator, size=cached.batch_sampler.batch_size)
+    exchange(store, accelerator, size=size)
     labels, places = map(torch.cat, zip(*gather_object(notes), strict=True))
     return labels, places
 

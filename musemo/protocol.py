@@ -148,9 +148,11 @@ def answer_baselines(fold: Run, config: Config) -> None:
         fold.save(f"{name}.csv", table.assign(song_id=judged.songs["song_id"]))
 
 
-def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, threads: int):
+def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, workers: int):
     "Make one arm's answers on one fold, where they are not there yet."
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, os.cpu_count() // workers))
+    if workers > 1:  # in a process of its own: its bars would write over the others'
+        os.environ["MUSEMO_QUIET"] = "1"
     fold = make_fold(run, config, *place)
     config = fold_config(config, *place[:2])
     if not fold.has("both.csv"):
@@ -278,14 +280,12 @@ def evaluate_folds(
 ) -> dict:  # the content of folds.json
     "Train and judge each arm on each fold of each seed; goes on where it was cut off."
     check_folds(run, config, folds=folds, seeds=seeds, arms=arms)
-    on_cpu = pick_device(config.device).type == "cpu"
-    workers = workers or (os.cpu_count() if on_cpu else 1)
-    threads = max(1, os.cpu_count() // workers)
+    workers = workers or (os.cpu_count() if pick_device(config.device).type == "cpu" else 1)
     places = [(seed, fold, folds) for seed in range(seeds) for fold in range(folds)]
-    for i, arm in enumerate(arms):
-        jobs = (delayed(judge_fold)(run, config, place, arm, threads) for place in places)
-        run_jobs(jobs, workers=workers, desc=ARMS[arm], total=len(places))
-        record = summarize(run, config, folds, seeds, arms[: i + 1])
+    for n, arm in enumerate(arms, 1):
+        jobs = (delayed(judge_fold)(run, config, place, arm, workers) for place in places)
+        run_jobs(jobs, workers=workers, desc=f"{ARMS[arm]}, {n} of {len(arms)}", total=len(places))
+        record = summarize(run, config, folds, seeds, arms[:n])
         write_index(run, config)
     return record
 

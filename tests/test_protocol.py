@@ -195,6 +195,16 @@ def test_the_command_judges_and_shows(tmp_path, monkeypatch):
     assert "this model, real songs" in (tmp_path / "runs/smoke/index.html").read_text()
 
 
+@pytest.mark.parametrize(("workers", "inner"), [(1, True), (2, False)])
+def test_bars_of_several_processes_do_not_mix(workers, inner, tmp_path, monkeypatch, capfd):
+    for name in ("MUSEMO_QUIET", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    run = write_run(tmp_path)
+    evaluate_folds(run, config_of(), arms=["model"], folds=2, seeds=1, workers=workers)
+    told = capfd.readouterr().err
+    assert "1 of 1: 100%" in told and ("warm-up" in told) == inner
+
+
 def test_deam_is_judged_by_published_and_by_corrected_labels(real_data, tmp_path):
     "The ten clips are all of the exchanged part: what told arousal tells valence, and back."
     deam, found = str(real_data("deam")), {}

@@ -42,7 +42,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from musemo.config import TrainingConfig
-from musemo.core import MusemoError
+from musemo.core import MusemoError, progress
 from musemo.processes import exchange, own_stretch
 from musemo.vit import EmotionViT, average_songs, describe_windows, run_through, vit_blocks
 
@@ -514,8 +514,9 @@ def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tens
     "Compute a view's tokens, give labels and places; raises MusemoError for an overflow."
     items, accelerator, notes = len(cached.dataset), cached.accelerator, []
     store = cached.store[view * items : (view + 1) * items]
-    row = own_stretch(items, accelerator).start
-    for inputs, *note in in_order(cached.loader, view, accelerator):
+    own, size = own_stretch(items, accelerator), cached.batch_sampler.batch_size
+    row, batches = own.start, in_order(cached.loader, view, accelerator)
+    for inputs, *note in progress(batches, desc="frozen blocks", total=-(-len(own) // size)):
         with accelerator.autocast():
             tokens = run_through(cached.lower, inputs.to(accelerator.device).float())
         peak = tokens.abs().max().item()
@@ -526,7 +527,7 @@ def fill_view(cached: CachedLoader, view: int) -> tuple[torch.Tensor, torch.Tens
             )
         store[row : row + len(tokens)] = tokens[:, : store.shape[1]].float().cpu().numpy()
         row, notes = row + len(tokens), [*notes, note]
-    exchange(store, accelerator, size=cached.batch_sampler.batch_size)
+    exchange(store, accelerator, size=size)
     labels, places = map(torch.cat, zip(*gather_object(notes), strict=True))
     return labels, places
 
