@@ -88,7 +88,7 @@ def smoke_run(small_config, tmp_path_factory):
     "One whole run of the twelve notebooks at the smoke size, killed once in each section."
     out = tmp_path_factory.mktemp("runs") / "a smoke run"
     for section in SECTIONS:
-        process = start_run(small_config, out)
+        process = start_run(small_config, out, "--log", "tensorboard")
         wait_for(lambda name=section.name: begins(out, name), process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

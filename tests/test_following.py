@@ -103,10 +103,17 @@ def test_curves_reach_tensorboard(tmp_path, monkeypatch):
     assert [e.step for e in penalty] == [1, 3]
 
 
+def test_curves_of_a_run_come_from_its_notebooks(smoke_run):
+    found = {folder.name for folder in (smoke_run / "logs").iterdir()}
+    assert {"gan", "residual", "flow"} <= found
+    for name in found:
+        assert EventAccumulator(str(smoke_run / "logs" / name)).Reload().Tags()["scalars"]
+
+
 @pytest.mark.parametrize("quiet", [False, True], ids=["bars", "quiet"])
 def test_the_command_line_shows_bars_or_none_and_sends_curves(quiet, smoke_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(smoke_run, run)
+    shutil.copytree(smoke_run, run, ignore=shutil.ignore_patterns("logs"))
     command = [sys.executable, "-m", "musemo", "train", run, "--log", "tensorboard"]
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "MUSEMO_QUIET")}
     told = subprocess.run(
