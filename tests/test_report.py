@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -167,7 +168,8 @@ def test_a_report_reads_as_a_page(tmp_path):
         new.new_code_cell("#| export\nhidden = 1"),
         new.new_markdown_cell("## On the run\n\nWhat `this` is."),
         new.new_code_cell("first = 1"),
-        new.new_code_cell("run.headline(1)", outputs=[new.new_output("display_data", picture)]),
+        new.new_code_cell("figure = draw()", outputs=[new.new_output("display_data", picture)] * 3),
+        new.new_code_cell('run.headline("a", "7 < 8", figure)'),
         new.new_code_cell(
             "last",
             outputs=[
@@ -188,7 +190,10 @@ def test_a_report_reads_as_a_page(tmp_path):
     order = ("On the run", "How it works", "Shapes: N", "Inside")
     assert [page.index(words) for words in order] == sorted(map(page.index, order))
     assert page.count("<summary>Code") == 3 and "#| export" not in page  # two became one
-    assert 'alt="Title: 7 &lt; 8. What this is."' in page
+    alts = re.findall('alt="(.*?)"', page)
+    assert alts == [f"Picture {i} of 2. On the run: What this is." for i in (1, 2)] + [
+        "On the run: 7 &lt; 8"
+    ]
     assert "that flows on." in page and "1   2\nin its row" in page
     for debris in ("SomeWarning", "Text(0.5", "dtype"):
         assert debris not in page
