@@ -60,7 +60,20 @@ def _tidy_table(table: str) -> str:
     cells = re.findall(r"<td>([^<]*)</td>", table)
     if sum(cell[:1].isalpha() for cell in cells) > len(cells) / 3:
         table = table.replace('class="dataframe"', 'class="dataframe words"')
-    return table
+    return _box_table(table)
+
+
+_PHONE = 40  # letters and gaps that a phone shows side by side
+
+
+def _box_table(table: str) -> str:
+    "Put a table that is too wide for a phone into a box that the keyboard reaches, named by its head."
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr")[1:]]
+    if max((len("  ".join(row)) for row in rows), default=0) <= _PHONE:
+        return table
+    head = html.escape(html.unescape(", ".join(filter(None, map(str.strip, rows[0])))))
+    box = f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {head}">'
+    return table.replace("<table", f"{box}<table").replace("</table>", "</table></div>")
 
 
 def _tidy(output: dict) -> dict:

@@ -206,6 +206,10 @@ def test_a_table_has_no_debris_of_pandas():
     assert "<th>valence std</th>" in page and page.count("<th>") == 2
     for kept in (table.set_index("file"), table.rename_axis("step"), table[1:]):
         assert _tidy_table(kept.to_html()).count("<th>") >= 3
+    assert "scroll" not in page
+    page = _tidy_table(pd.DataFrame({'a "b" & c': ["word " * 8], "d": [1]}).to_html())
+    assert 'aria-label="Table of a &quot;b&quot; &amp; c, d"><table' in page
+    assert page.count('tabindex="0"') == page.count("</table></div>") == 1
 
 
 def test_memory_is_that_of_processes_started_meanwhile():
