@@ -144,6 +144,8 @@ def test_the_plane_plays_by_key_and_stops_for_another(visit):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_wider_than_a_phone(name, visit):
     page = visit(name, width=390)
+    page.locator("details").evaluate_all("all => all.forEach(x => (x.open = true))")
+    assert page.locator("details:not([open])").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     # What the page cuts off without a way to scroll there would not widen it.
     assert page.evaluate("getComputedStyle(document.body).overflowX") == "visible"
