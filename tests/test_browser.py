@@ -212,6 +212,39 @@ def test_a_dark_scheme_is_dark(name, visit):
     assert paper - ink > 450 and dark_ink - dark_paper > 450
 
 
+TEXTS = (
+    "p, li, th, td, a, summary, blockquote, figcaption, code, .warnings *, .quiet, .highlight span"
+)
+FAINT = """what => {
+    const read = color => color.match(/[\\d.]+/g).map(Number);
+    const light = color => {
+        const [r, g, b] = read(color).map(x => x / 255)
+            .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const paper = x => {
+        const color = getComputedStyle(x).backgroundColor;
+        return read(color)[3] === 0 ? paper(x.parentElement) : color;
+    };
+    const texts = [...document.querySelectorAll(what)].filter(x => x.textContent.trim());
+    const ratios = texts.map(x => {
+        const both = [light(getComputedStyle(x).color), light(paper(x))].sort((a, b) => a - b);
+        return (both[1] + 0.05) / (both[0] + 0.05);
+    });
+    const faint = texts.filter((_, i) => ratios[i] < 4.5).map(x => x.outerHTML.slice(0, 100));
+    return [texts.length, [...new Set(faint)]];
+}"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_paper(name, scheme, visit):
+    "By the ratio of WCAG 2: 4.5 for text of any size."
+    page = visit(name, scheme=scheme)
+    count, faint = page.evaluate(FAINT, TEXTS)
+    assert count and faint == []
+
+
 def test_a_section_leads_to_the_next_and_back_to_the_run(visit):
     page = visit("index")
     page.get_by_role("link", name="03 Data").click()
