@@ -19,6 +19,7 @@ def read_section(run: Run, name: str, record: dict) -> dict:
         card["seconds"] = record["sections"][name]
         card["memory"] = record["memory"].get(name)
         card["page"] = run.has(f"reports/{name}.html")  # a run fetched from Kaggle has them there
+        card["notebook"] = run.has(f"reports/{name}.ipynb")
     return card
 
 

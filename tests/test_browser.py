@@ -96,10 +96,13 @@ def test_a_page_is_whole(name, visit, pages):
 def test_links_lead_to_pages_that_are_there(name, visit, pages):
     links = visit(name).locator("a").evaluate_all("links => links.map(x => x.href)")
     files = {link.partition("#")[0] for link in links}
-    there = {path.resolve().as_uri() for path in pages.parent.rglob("*.html")}
+    there = {path.resolve().as_uri() for path in pages.parent.rglob("*") if path.is_file()}
     assert files - there == set()
     if name.startswith("reports/"):
         assert any(file.endswith("/index.html") for file in files)
+    if name == "index":
+        reports = {(pages / report).resolve().as_uri() for report in REPORTS}
+        assert {f"{report}{end}" for report in reports for end in (".html", ".ipynb")} <= files
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -247,7 +250,7 @@ def test_words_stand_out_from_their_paper(name, scheme, visit):
 
 def test_a_section_leads_to_the_next_and_back_to_the_run(visit):
     page = visit("index")
-    page.get_by_role("link", name="03 Data").click()
+    page.get_by_role("link", name="03 Data", exact=True).click()
     assert page.title().startswith("Data")
     page.locator("nav.sections [rel=next]").first.click()
     assert page.title().startswith("Generators")
