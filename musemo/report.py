@@ -2,6 +2,7 @@
 
 import base64
 import html
+import logging
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -150,6 +151,9 @@ def _describe_pictures(cells: list, main: str) -> None:
         picture.setdefault("metadata", {})["image/png"] = {"alt": alt, "unconfined": wide}
 
 
+LARGEST = 15e6  # bytes of a page
+
+
 def write_report(run: Run, name: str) -> Path:
     "Turn an executed notebook of a run into a page that needs no network."
     notebook = run.path(f"reports/{name}.ipynb")
@@ -177,6 +181,9 @@ def write_report(run: Run, name: str) -> Path:
     )
     page = {"title": title, "run": run.folder.resolve().name, "style": page_style(), "nav": _NAV}
     text = exporter.from_notebook_node(content, {"page": page})[0]
+    if (size := len(text.encode())) > LARGEST:
+        told = "reports/%s.html has %.0f MB: more than %.0f, slow to open on a phone"
+        logging.getLogger("musemo").warning(told, name, size / 1e6, LARGEST / 1e6)
     return write_atomic(notebook.with_suffix(".html"), text)
 
 

@@ -11,13 +11,13 @@ from musemo.compare import compare_runs
 from musemo.core import Run
 from musemo.pipeline import write_index
 from musemo.records import load_config
+from musemo.report import LARGEST, read_promise
 from musemo.sections import SECTIONS
 from tests.conftest import CHROMIUM, ROOT, in_chromium
 
 pytestmark = in_chromium
 REPORTS = [f"reports/{section.name}" for section in SECTIONS]
 NAMES = ["index", *REPORTS, "../a part/index", "../compare"]
-LARGEST = 15e6  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,11 @@ def test_a_page_is_whole(name, visit, pages):
         .filter(x => x.startsWith('#') && !document.getElementById(x.slice(1)))"""
     assert page.locator("a").evaluate_all(dead) == []
     text = page.locator("body").inner_text()
+    if name in REPORTS:
+        number = Run(pages).load(f"figures/{Path(name).name}.json")["number"]
+        assert page.locator("p.number").all_inner_texts() == [number]
+        assert page.locator("h1 + blockquote").inner_text() == read_promise(Path(name).name)[1]
+        assert page.locator("img").count() >= 1
     for debris in ("Warning:", "%|", "it/s]", "Traceback", "[Text(", "dtype:", "<Figure"):
         assert debris not in text, debris
 

@@ -199,6 +199,20 @@ def test_a_report_reads_as_a_page(tmp_path):
         assert debris not in page
 
 
+def test_a_page_that_is_too_large_is_named(tmp_path, caplog):
+    run, new = Run(tmp_path), nbformat.v4
+    run.path("reports").mkdir()
+    for name, letters in (("small", 14_000_000), ("large", 16_000_000)):
+        output = new.new_output("display_data", {"text/html": "x" * letters})
+        cells = [new.new_markdown_cell("# Title"), new.new_markdown_cell("## On the run")]
+        cells.append(new.new_code_cell("show()", outputs=[output]))
+        nbformat.write(new.new_notebook(cells=cells), run.path(f"reports/{name}.ipynb"))
+        assert write_report(run, name).stat().st_size > letters
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("musemo", "WARNING")
+    assert "reports/large.html has 16 MB" in record.message
+
+
 def test_a_table_has_no_debris_of_pandas():
     table = pd.DataFrame({"valence_std": [0.5, None], "file": ["a_b.mp3", "c.mp3"]})
     page = _tidy_table(table.to_html())
