@@ -6,6 +6,7 @@ from musemo.facts import changed_settings, command_line, read_facts, warn
 from musemo.pages import page_style, render
 from musemo.presets import field_table
 from musemo.report import read_promise
+from musemo.sections import SECTIONS
 from musemo.verdict import ARMS, RIVALS
 
 
@@ -20,6 +21,7 @@ def read_section(run: Run, name: str, record: dict) -> dict:
         card["seconds"] = record["sections"][name]
         card["memory"] = record["memory"].get(name)
         card["page"] = run.has(f"reports/{name}.html")  # a run fetched from Kaggle has them there
+        card["notebook"] = run.has(f"reports/{name}.ipynb")
     return card
 
 
@@ -43,6 +45,7 @@ def index_page(
         warnings=warn(config, facts),
         sections=sections,
         missing=missing,
+        pictures={section.name: section.picture for section in SECTIONS},
         seconds=sum(record["sections"].values()),
         most_memory=max(held.items(), key=lambda item: item[1]),
         rivals={"model": "this model"} | RIVALS,

@@ -15,7 +15,7 @@ def page_style() -> str:
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{style}"
 
 
-_CODE = ("friendly", "github-dark")  # pygments' styles
+_CODE = ("xcode", "github-dark")  # pygments' styles whose every colour stands out from ours
 
 
 def interval(ends: list[float] | None, digits: int = 2) -> str:

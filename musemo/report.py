@@ -2,6 +2,7 @@
 
 import base64
 import html
+import logging
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -13,6 +14,7 @@ from nbconvert import HTMLExporter
 
 from musemo.core import MusemoError, Run, write_atomic
 from musemo.pages import FOLDER, page_style, render
+from musemo.sections import SECTIONS
 
 
 def notebook_path(name: str) -> Path:
@@ -59,7 +61,20 @@ def _tidy_table(table: str) -> str:
     cells = re.findall(r"<td>([^<]*)</td>", table)
     if sum(cell[:1].isalpha() for cell in cells) > len(cells) / 3:
         table = table.replace('class="dataframe"', 'class="dataframe words"')
-    return table
+    return _box_table(table)
+
+
+_PHONE = 40  # letters and gaps that a phone shows side by side
+
+
+def _box_table(table: str) -> str:
+    "Put a table that is too wide for a phone into a box that the keyboard reaches, named by its head."
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in table.split("<tr")[1:]]
+    if max((len("  ".join(row)) for row in rows), default=0) <= _PHONE:
+        return table
+    head = html.escape(html.unescape(", ".join(filter(None, map(str.strip, rows[0])))))
+    box = f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {head}">'
+    return table.replace("<table", f"{box}<table").replace("</table>", "</table></div>")
 
 
 def _tidy(output: dict) -> dict:
@@ -106,20 +121,37 @@ def _join_code(cells: list) -> list:
 WIDE = 560  # pixels: wider pictures are too small to read on a phone, if they were to fit
 
 
-def _describe_pictures(cells: list, title: str, number: str) -> None:
-    "Give each picture the words that introduce it, and the main one the section's number."
-    said = title
-    for cell in cells:
+def _find_main(cells: list) -> int | None:
+    "Find the cell that draws the picture which the section gives the run's page."
+    for i, cell in enumerate(cells):
+        if given := re.search(r"^run\.headline\(.*?(\w*figure)\b", cell.source, re.S | re.M):
+            drawn = re.compile(rf"^{given[1]}\b.*=", re.M)
+            return next((k for k in range(i, -1, -1) if drawn.search(cells[k].source)), None)
+    return None
+
+
+def _describe_pictures(cells: list, main: str) -> None:
+    "Give each picture the words that introduce it, and the main one its own."
+    heading, said, pictures, main_cell = "", "", [], _find_main(cells)
+    for i, cell in enumerate(cells):
         if cell.cell_type == "markdown" and not cell.source.startswith("<"):
-            said = re.sub(r"[`*#>]", "", cell.source.split("\n\n")[-1]).strip()
-        pictures = [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
-        for i, picture in enumerate(pictures, 1):
-            part = f" ({i} of {len(pictures)})" if len(pictures) > 1 else ""
-            main = number and i == len(pictures) and "run.headline(" in cell.source
-            alt = " ".join(f"{title}{part}: {number + '. ' if main else ''}{said}".split())
-            head = base64.b64decode(picture["data"]["image/png"][:32])
-            wide = int.from_bytes(head[16:20]) > WIDE  # where a .png says its width
-            picture.setdefault("metadata", {})["image/png"] = {"alt": alt, "unconfined": wide}
+            heading = (re.findall(r"^#+ (.*)", cell.source, re.M) or [heading])[-1]
+            said = re.sub(r"[`*#>]", "", cell.source.split("\n\n")[-1])
+        drawn = [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+        words = [said] * len(drawn)
+        if main and drawn and i == main_cell:
+            words[-1] = main
+        pictures += zip(drawn, [" ".join(f"{heading}: {x}".split()) for x in words], strict=True)
+    told = [words for _, words in pictures]
+    for i, (picture, alt) in enumerate(pictures):
+        if told.count(alt) > 1:  # one paragraph introduces several
+            alt = f"Picture {told[: i + 1].count(alt)} of {told.count(alt)}. {alt}"
+        head = base64.b64decode(picture["data"]["image/png"][:32])
+        wide = int.from_bytes(head[16:20]) > WIDE  # where a .png says its width
+        picture.setdefault("metadata", {})["image/png"] = {"alt": alt, "unconfined": wide}
+
+
+LARGEST = 15e6  # bytes of a page
 
 
 def write_report(run: Run, name: str) -> Path:
@@ -135,7 +167,8 @@ def write_report(run: Run, name: str) -> Path:
     kept = [cell for cell in content.cells if "install" not in cell.metadata.get("tags", [])]
     content.cells = _result_first(kept, number)
     title = content.cells[0].source.splitlines()[0].lstrip("# ")
-    _describe_pictures(content.cells, title, number)
+    shown = next((section.picture for section in SECTIONS if section.name == name), "")
+    _describe_pictures(content.cells, "; ".join(filter(None, (shown, number))))
     content.cells = _join_code(content.cells)
     exporter = HTMLExporter(
         embed_images=True,
@@ -148,6 +181,9 @@ def write_report(run: Run, name: str) -> Path:
     )
     page = {"title": title, "run": run.folder.resolve().name, "style": page_style(), "nav": _NAV}
     text = exporter.from_notebook_node(content, {"page": page})[0]
+    if (size := len(text.encode())) > LARGEST:
+        told = "reports/%s.html has %.0f MB: more than %.0f, slow to open on a phone"
+        logging.getLogger("musemo").warning(told, name, size / 1e6, LARGEST / 1e6)
     return write_atomic(notebook.with_suffix(".html"), text)
 
 

@@ -22,10 +22,10 @@ class Stage:
 
 
 class Section:
-    "One of the twelve: its notebook and the stages that make its artifacts."
+    "One of the twelve: its notebook, its main picture in words, the stages that make its artifacts."
 
-    def __init__(self, name: str, *stages: Stage):
-        self.name, self.all_stages = name, stages
+    def __init__(self, name: str, picture: str, *stages: Stage):
+        self.name, self.picture, self.all_stages = name, picture, stages
 
     def stages(self, config: Config) -> list[Stage]:
         "List the stages that a configuration asks for."
@@ -43,35 +43,67 @@ def _trained(name: str) -> tuple[str, ...]:
 
 
 SECTIONS = (
-    Section("01_core", Stage("environment:start_run", ("environment.json",))),
-    Section("02_config", Stage("presets:save_config", ("config.json",))),
-    Section("03_data", Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json"))),
-    Section("04_gan"),
+    Section(
+        "01_core",
+        "list of the device, Python and the packages of this run, with versions",
+        Stage("environment:start_run", ("environment.json",)),
+    ),
+    Section(
+        "02_config",
+        "line of how many of the ViT's last blocks may move, by epoch",
+        Stage("presets:save_config", ("config.json",)),
+    ),
+    Section(
+        "03_data",
+        "songs as dots on the valence-arousal plane, and spectrograms of three, from low arousal to "
+        "high",
+        Stage("data:prepare_data", ("songs.csv", "logmel.npy", "label_audit.json")),
+    ),
+    Section(
+        "04_gan",
+        "spectrogram of a real song beside what the untrained generator draws",
+    ),
     Section(
         "05_gan_training",
+        "curves of each generator's training: losses, and what kept it in balance",
         Stage("gan_training:fit_gan", _trained("gan"), "gan"),
         Stage("residual_training:fit_residual", _trained("residual"), "residual"),
         Stage("flow_training:fit_flow", _trained("flow"), "flow"),
     ),
-    Section("06_gan_quality", Stage("gan_quality:judge_generators", ("gan_quality.json",))),
+    Section(
+        "06_gan_quality",
+        "bars of each generator's score and its parts, from noise (0) to real songs (100)",
+        Stage("gan_quality:judge_generators", ("gan_quality.json",)),
+    ),
     Section(
         "07_synthesis",
+        "grid of spectrograms drawn from one noise: valence rises to the right, arousal upwards",
         Stage("synthesis:synthesize", ("synthetic.npy", "synthetic.csv")),
         Stage("synthesis:draw_plane", ("plane.npy", "plane.csv")),
     ),
     Section(
         "08_audio",
+        "spectrograms drawn for five emotions, each beside that of the nearest real song",
         Stage("listening:render_emotions", ("audio/audio.json",)),
         Stage("plane:render_plane", ("audio/plane.json",)),
     ),
-    Section("09_dataset"),
-    Section("10_vit"),
+    Section(
+        "09_dataset",
+        "windows of one training batch, real and synthetic ones, as the ViT sees them",
+    ),
+    Section(
+        "10_vit",
+        "bars of how many parameters may learn, from which epoch on",
+    ),
     Section(
         "11_vit_training",
+        "curves of the errors while the predictor learnt",
         Stage("vit_training:fit_vit", ("vit.safetensors", "vit_history.json")),
     ),
     Section(
         "12_evaluation",
+        "test songs as dots, rated against predicted valence and arousal, and arrows on the plane "
+        "from the one to the other",
         Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv", "intervals.json")),
     ),
 )

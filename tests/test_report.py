@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -191,7 +192,8 @@ def test_a_report_reads_as_a_page(tmp_path):
         new.new_code_cell("#| export\nhidden = 1"),
         new.new_markdown_cell("## On the run\n\nWhat `this` is."),
         new.new_code_cell("first = 1"),
-        new.new_code_cell("run.headline(1)", outputs=[new.new_output("display_data", picture)]),
+        new.new_code_cell("figure = draw()", outputs=[new.new_output("display_data", picture)] * 3),
+        new.new_code_cell('run.headline("a", "7 < 8", figure)'),
         new.new_code_cell(
             "last",
             outputs=[
@@ -212,10 +214,27 @@ def test_a_report_reads_as_a_page(tmp_path):
     order = ("On the run", "How it works", "Shapes: N", "Inside")
     assert [page.index(words) for words in order] == sorted(map(page.index, order))
     assert page.count("<summary>Code") == 3 and "#| export" not in page  # two became one
-    assert 'alt="Title: 7 &lt; 8. What this is."' in page
+    alts = re.findall('alt="(.*?)"', page)
+    assert alts == [f"Picture {i} of 2. On the run: What this is." for i in (1, 2)] + [
+        "On the run: 7 &lt; 8"
+    ]
     assert "that flows on." in page and "1   2\nin its row" in page
     for debris in ("SomeWarning", "Text(0.5", "dtype"):
         assert debris not in page
+
+
+def test_a_page_that_is_too_large_is_named(tmp_path, caplog):
+    run, new = Run(tmp_path), nbformat.v4
+    run.path("reports").mkdir()
+    for name, letters in (("small", 14_000_000), ("large", 16_000_000)):
+        output = new.new_output("display_data", {"text/html": "x" * letters})
+        cells = [new.new_markdown_cell("# Title"), new.new_markdown_cell("## On the run")]
+        cells.append(new.new_code_cell("show()", outputs=[output]))
+        nbformat.write(new.new_notebook(cells=cells), run.path(f"reports/{name}.ipynb"))
+        assert write_report(run, name).stat().st_size > letters
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("musemo", "WARNING")
+    assert "reports/large.html has 16 MB" in record.message
 
 
 def test_a_table_has_no_debris_of_pandas():
@@ -225,6 +244,10 @@ def test_a_table_has_no_debris_of_pandas():
     assert "<th>valence std</th>" in page and page.count("<th>") == 2
     for kept in (table.set_index("file"), table.rename_axis("step"), table[1:]):
         assert _tidy_table(kept.to_html()).count("<th>") >= 3
+    assert "scroll" not in page
+    page = _tidy_table(pd.DataFrame({'a "b" & c': ["word " * 8], "d": [1]}).to_html())
+    assert 'aria-label="Table of a &quot;b&quot; &amp; c, d"><table' in page
+    assert page.count('tabindex="0"') == page.count("</table></div>") == 1
 
 
 def test_memory_is_that_of_processes_started_meanwhile():

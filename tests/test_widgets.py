@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -192,7 +193,12 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     assert pages["03_data"].count("raters +- 0.2") >= 6  # three songs with players, two labels each
     assert pages["03_data"].count("<audio") >= 3
     assert pages["08_audio"].count('aria-label="valence') >= 25
-    assert "most relevant 20%" in pages["12_evaluation"]
+    players = re.findall(r'<audio[^>]*aria-label="([^"]*)', pages["12_evaluation"])
+    for ending in (", whole", "its most relevant 20%, the rest 30 dB lower"):
+        assert sum(label.endswith(ending) for label in players) == 1
+    assert sum("its beginning: valence" in label for label in players) == 1
+    curve = r'<img[^>]*alt="On the run: A test song[^"]*where along the song it hears what'
+    assert len(re.findall(curve, pages["12_evaluation"])) == 1
 
 
 def test_without_anywidget_a_button_takes_the_song(drop, monkeypatch):
