@@ -7,6 +7,9 @@ import typer
 from typer.testing import CliRunner
 
 from musemo.cli import app
+from musemo.cli_options import configure
+from musemo.core import MusemoError
+from musemo.presets import find_faults
 
 
 def commands(group, *before):
@@ -38,3 +41,18 @@ def test_help_shows_an_example_that_can_be_parsed(name):
 def test_every_option_is_explained(name):
     bare = [p.name for p in COMMANDS[name].params if not getattr(p, "help", None)]
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    "setting", ["gan.epochs=0", "gan.epoch=3", "gan=3", "preset.x=1", "data.test=0.7"]
+)
+def test_a_wrong_setting_says_once_where_the_fields_are_listed(setting):
+    with pytest.raises(MusemoError) as error:
+        configure("smoke", [setting])
+    assert str(error.value).count("`musemo config`, which lists every field") == 1
+
+
+def test_a_form_s_faults_name_no_command():
+    faults = find_faults("smoke", {"gan.epochs": 0, "gan.epoch": 3, "data.test": 0.7})
+    assert faults["gan.epoch"] == "is no field" and len(faults) == 3
+    assert "musemo config" not in str(faults)
