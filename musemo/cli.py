@@ -28,6 +28,7 @@ def main() -> None:
     except MusemoError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{error.filename or 'the system'}: {error.strerror or error}"
+        reason = f"{error.filename or 'the system'}: {error.strerror or error}; "
+        reason += "mend that, or name another place, and run it again"
     typer.echo(f"musemo: {reason}", err=True)
     sys.exit(2)

@@ -1,11 +1,14 @@
 """Every command explains itself."""
 
+import errno
+import os
 import shlex
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from musemo import cli
 from musemo.cli import app
 from musemo.cli_options import configure
 from musemo.core import MusemoError
@@ -56,3 +59,17 @@ def test_a_form_s_faults_name_no_command():
     faults = find_faults("smoke", {"gan.epochs": 0, "gan.epoch": 3, "data.test": 0.7})
     assert faults["gan.epoch"] == "is no field" and len(faults) == 3
     assert "musemo config" not in str(faults)
+
+
+@pytest.mark.parametrize("file", ["there/it", None])
+def test_what_the_system_refuses_is_one_line_with_a_next_step(file, monkeypatch, capsys):
+    def refuse():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), file)
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    place = file or "the system"
+    assert ended.value.code == 2 and capsys.readouterr().err == (
+        f"musemo: {place}: Permission denied; mend that, or name another place, and run it again\n"
+    )
