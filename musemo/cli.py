@@ -10,7 +10,8 @@ from musemo.cli_runs import compare, config, demo, doctor, evaluate, rerun, run,
 from musemo.core import MusemoError
 
 app = typer.Typer(
-    help="Predict the emotion of music from its sound, and hear what a generator makes of it.",
+    help="Predict the emotion of music from its sound, and hear what a generator makes of it.\n\n"
+    "Example: musemo run --data ~/deam",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
