@@ -10,7 +10,8 @@ from musemo.cli_runs import compare, config, demo, doctor, evaluate, rerun, run,
 from musemo.core import MusemoError
 
 app = typer.Typer(
-    help="Predict the emotion of music from its sound, and hear what a generator makes of it.",
+    help="Predict the emotion of music from its sound, and hear what a generator makes of it.\n\n"
+    "Example: musemo run --data ~/deam",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +29,7 @@ def main() -> None:
     except MusemoError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{error.filename or 'the system'}: {error.strerror or error}"
+        reason = f"{error.filename or 'the system'}: {error.strerror or error}; "
+        reason += "mend that, or name another place, and run it again"
     typer.echo(f"musemo: {reason}", err=True)
     sys.exit(2)

@@ -16,7 +16,9 @@ Title = Annotated[str, typer.Option(help="The kernel's title; its address is mad
 TITLE = "musemo emotion of music"
 
 kaggle = typer.Typer(
-    help="Run the suite on a GPU of Kaggle's, and fetch what it leaves.", no_args_is_help=True
+    help="Run the suite on a GPU of Kaggle's, and fetch what it leaves.\n\n"
+    "Example: musemo kaggle push --user me",
+    no_args_is_help=True,
 )
 
 

@@ -73,7 +73,9 @@ def configure(preset: str, settings: list[str], **values: str | None) -> Config:
     try:
         return make_config(preset, chosen)
     except ValueError as error:
-        raise MusemoError(str(error)) from error
+        raise MusemoError(
+            f"{error}; look at `musemo config`, which lists every field with its unit and meaning"
+        ) from error
 
 
 def run_folder(config: Config, preset: str, out: Path | None) -> Path:

@@ -201,4 +201,4 @@ def doctor(
     findings = examine(data)
     typer.echo(show_findings(findings))
     if any(finding.needed for finding in findings):
-        raise MusemoError("something that everything needs is missing: see above")
+        raise MusemoError("something that everything needs is missing; install what is named above")

@@ -14,6 +14,7 @@ import psutil
 import soundfile
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 
 from musemo import __version__
@@ -128,6 +129,17 @@ def check_data(data: str = "") -> Iterator[Finding]:
     yield Finding("data", reasons[0] if reasons else nowhere, advice)
 
 
+def _what_the_hub_said(fault: Exception | None) -> tuple[str, str]:
+    "Tell a name that the hub does not know from a hub that refuses or is out of reach."
+    status = getattr(getattr(fault, "response", None), "status_code", 0)
+    gated = isinstance(fault, GatedRepoError)
+    if status == 404 or isinstance(fault, RepositoryNotFoundError) and not gated:
+        return "the hub shows no model of this name", "name one that it shows"
+    if status:
+        return f"the hub refuses it ({status})", "log in to it (hf auth login) or try again later"
+    return "the hub does not answer", "let this machine reach the hub"
+
+
 def check_weights(name: str = "") -> Iterator[Finding]:
     "Look for the pretrained ViT: among Kaggle's inputs, in the hub's cache, on the hub."
     name = name or make_config("full").vit.weights
@@ -138,6 +150,7 @@ def check_weights(name: str = "") -> Iterator[Finding]:
         ),
         "the hub, to be fetched once": lambda: HfApi().model_info(name, timeout=5),
     }
+    fault = None
     for where, look in ways.items():
         try:
             if look():
@@ -146,13 +159,14 @@ def check_weights(name: str = "") -> Iterator[Finding]:
         except WeightsError as error:
             yield Finding("pretrained ViT", name, str(error))
             return
-        except Exception:  # cache and hub fail in many manners: each means that it is not there
-            continue
+        except Exception as error:  # they fail in many manners: each means that it is not there
+            fault = error  # the hub's is the last
+    told, step = _what_the_hub_said(fault)
     advice = (
         "presets smoke and demo need none; for full, set vit.weights to a folder, attach a ViT "
-        "on Kaggle, or let this machine reach the hub"
+        f"on Kaggle, or {step}"
     )
-    yield Finding("pretrained ViT", f"{name}: not here, and the hub does not answer", advice)
+    yield Finding("pretrained ViT", f"{name}: not here, and {told}", advice)
 
 
 def check_kaggle() -> Iterator[Finding]:

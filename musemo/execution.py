@@ -127,8 +127,9 @@ def execute(run: Run, name: str, line: tqdm) -> float:
             raise MusemoError(f"{name}: memory ran out; {_smaller(name)}") from error
         raise
     except DeadKernelError as error:
-        told = f"the kernel died, most likely for want of memory; {_smaller(name)}"
-        raise MusemoError(f"{name}: {told}") from error
+        raise MusemoError(
+            f"{name}: the kernel died, most likely for want of memory; {_smaller(name)}"
+        ) from error
     finally:
         errors.close()
     write_report(run, name)

@@ -122,7 +122,7 @@ def hear(
         notes.append(f"{rate} Hz: no treble above {rate / 2:.0f} Hz")
     return _cut(pieces, audio, min_seconds, notes, name=str(song) if is_file else "array")
 
-# %% ../nbs/12_evaluation.ipynb #5035cb35
+# %% ../nbs/12_evaluation.ipynb #cc50c040
 def _keep(piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Keep a piece as songs are kept, and its loudest bands exactly, which decide on silence."
     return piece.astype(np.float16), piece.max(axis=0)
@@ -147,8 +147,8 @@ def _cut(
             f"{name}: is silent, no sound above -40 dB; leave it out, or make it louder"
         )
     if seconds < min_seconds:
-        told = f"{seconds:.1f} s between silence, need {min_seconds:g} s of sound"
-        raise MusemoError("; ".join([f"{name}: {told}", *notes]))
+        told = f"{name}: {seconds:.1f} s between silence, need {min_seconds:g} s of sound"
+        raise MusemoError("; ".join([told, *notes, "leave it out, or give more of it"]))
     log_mel = np.concatenate([piece for piece, _ in pieces], axis=1)[:, part]
     return Heard(log_mel, float(part.start / second), float(seconds), "; ".join(notes))
 

@@ -105,7 +105,7 @@ def measure(
         measured["obedience"] = measure_obedience(x.read, x.asked, allowed)
     return measured
 
-# %% ../nbs/06_gan_quality.ipynb #981adf0d
+# %% ../nbs/06_gan_quality.ipynb #cfe06d34
 @dataclass(frozen=True)
 class Judge:
     "Real reference windows with the floor and the ceiling of every measure."
@@ -124,7 +124,9 @@ class Judge:
         "Measure as many windows as the judge has real ones; raises MusemoError for fewer."
         count = len(self.real.songs)
         if len(windows) < count:
-            raise MusemoError(f"{len(windows)} windows: this judge needs sets of {count}")
+            raise MusemoError(
+                f"{len(windows)} windows: this judge needs sets of {count}; give as many"
+            )
         asked = asked if asked is None else asked[:count]
         return measure(self.describe(windows[:count], None, asked), self.real, self.allowed)
 

@@ -26,7 +26,8 @@ WAYS_IN = (
     "run `kaggle auth login`, or make a token on kaggle.com/settings and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json serves as well)"
 )
-WHAT_NEXT = {  # by the status of Kaggle's answer
+WHAT_NEXT = {  # by the status of Kaggle's answer; 0: any other
+    0: "look at your page on kaggle.com, or try again later",
     401: WAYS_IN,
     403: "look at --user: is it yours?",
     404: "look at --user and --title; `musemo kaggle push` makes a kernel",
@@ -153,8 +154,9 @@ def ask(api: Any, call: Callable, *arguments: object) -> Any:
         for key in ("key", "token"):
             reason = reason.replace(api.config_values.get(key) or "\0", "***")
         status = answers[0].response.status_code if answers else 0
-        hint = WHAT_NEXT.get(status, "look at your page on kaggle.com, or try again later")
-        raise MusemoError(f"Kaggle refused: {reason}; {hint}") from None
+        raise MusemoError(
+            f"Kaggle refused: {reason}; {WHAT_NEXT.get(status, WHAT_NEXT[0])}"
+        ) from None
 
 
 def open_client() -> Any:

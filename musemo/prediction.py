@@ -32,7 +32,7 @@ from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import revive_vit
 
-# %% ../nbs/12_evaluation.ipynb #fdbd7b7e
+# %% ../nbs/12_evaluation.ipynb #5d9f0c95
 FORMAT = 1  # of config.json; another number needs another musemo
 WEIGHTS = "model.safetensors"
 
@@ -57,8 +57,10 @@ class SharedModel(PyTorchModelHubMixin):
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
-            wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
-            raise MusemoError(f"{name}: {where} ({reason}); {wanted}") from error
+            raise MusemoError(
+                f"{name}: {where} ({reason}); name a run, a folder that musemo export made, or a "
+                "model on the hub"
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options):

@@ -79,7 +79,7 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/02_config.ipynb #e6bffab5
+# %% ../nbs/02_config.ipynb #f33fe1b1
 def _parse(text):
     "Read a value given as text: JSON for lists, else the text itself for pydantic to convert."
     if isinstance(text, str) and text.lstrip().startswith("["):
@@ -92,7 +92,8 @@ def _parse(text):
 
 def _rule(fault: dict) -> str:
     "Say the rule that was broken."
-    return fault["msg"].removeprefix("Value error, ")
+    unknown = fault["type"] == "extra_forbidden"
+    return "is no field" if unknown else fault["msg"].removeprefix("Value error, ")
 
 
 def _explain(error: ValidationError) -> str:
@@ -101,10 +102,9 @@ def _explain(error: ValidationError) -> str:
     field, rule = ".".join(str(part) for part in fault["loc"]) or "configuration", _rule(fault)
     hidden = fault["type"] == "secret" or isinstance(fault["input"], dict | BaseModel)
     shown = "" if hidden else f" = {fault['input']!r}"
-    more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
-    return f"{field}{shown}: {rule}{more}"
+    return f"{field}{shown}: {rule}"
 
-# %% ../nbs/02_config.ipynb #4c266d3b
+# %% ../nbs/02_config.ipynb #5ce432ef
 def make_config(
     preset: str = "full",  # smoke, demo, kaggle or full
     values: dict | None = None,  # dotted field -> value, e.g. {"gan.epochs": 20}
@@ -117,7 +117,7 @@ def make_config(
         section, _, field = name.rpartition(".")
         branch = tree.setdefault(section, {}) if section else tree
         if not isinstance(branch, dict) or name.partition(".")[0] in ("preset", "units"):
-            raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
+            raise ValueError(f"{name} = {value!r}: is no field")
         branch[field] = _parse(value)
     return read_config(tree)
 

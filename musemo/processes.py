@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from .config import Config
 from .core import MusemoError, pick_device, pick_precision
 
-# %% ../nbs/11_vit_training.ipynb #76afec45
+# %% ../nbs/11_vit_training.ipynb #a4990c69
 _precisions = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -35,7 +35,7 @@ def open_accelerator(config: Config) -> Accelerator:
     except ValueError as error:
         raise MusemoError(
             f"precision = {config.precision!r} on {device}: {str(error).splitlines()[0]} "
-            "precision=float32 works everywhere; another than before needs a new process"
+            "set precision=float32, which works everywhere; another than before needs a new process"
         ) from error
 
 # %% ../nbs/11_vit_training.ipynb #4e672938

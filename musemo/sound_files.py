@@ -15,7 +15,7 @@ import soxr
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #b5b5ea8b
+# %% ../nbs/03_data.ipynb #613889fa
 BLOCK = 2**16  # values that are read at once
 CONVERT = "convert it to .wav or .flac, or leave it out"
 LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
@@ -42,10 +42,9 @@ class ForwardFile(soundfile.SoundFile):
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
     if not Path(path).is_file():
-        named = "is a folder; name its files"
-        if not Path(path).exists():
-            named = "there is no such file; name one that is there"
-        raise MusemoError(f"{path}: {named}")
+        if Path(path).exists():
+            raise MusemoError(f"{path}: is a folder; name its files")
+        raise MusemoError(f"{path}: there is no such file; name one that is there")
     try:
         file = ForwardFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:

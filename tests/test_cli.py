@@ -1,27 +1,31 @@
 """Every command explains itself."""
 
+import errno
+import os
 import shlex
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from musemo import cli
 from musemo.cli import app
+from musemo.cli_options import configure
+from musemo.core import MusemoError
+from musemo.presets import find_faults
 
 
-def commands(group, *before):
-    "List a group's commands, those of its groups included, with their names."
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, *before, name)
-        else:
-            yield (*before, name), command
+def commands(command, *name):
+    "List a command with its name and, where it is a group, all that it holds."
+    yield name, command
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, *name, word)
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
-@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: " ".join(name) or "musemo")
 def test_help_shows_an_example_that_can_be_parsed(name):
     command = COMMANDS[name]
     shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
@@ -29,12 +33,43 @@ def test_help_shows_an_example_that_can_be_parsed(name):
     example = command.help.partition("Example: ")[2].strip()
     assert example and " ".join(example.split()) in " ".join(shown.output.split())
     words = shlex.split(example[example.index("musemo ") :])
-    assert tuple(words[1 : len(name) + 1]) == name
+    # A group's example is one of its commands'.
+    called = max((x for x in COMMANDS if tuple(words[1 : len(x) + 1]) == x), key=len)
+    assert called[: len(name)] == name and not hasattr(COMMANDS[called], "commands")
     # Parsing alone: unknown options and values out of range raise here.
-    command.make_context(" ".join(name), words[len(name) + 1 :])
+    COMMANDS[called].make_context(" ".join(called), words[len(called) + 1 :])
 
 
-@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: " ".join(name) or "musemo")
 def test_every_option_is_explained(name):
     bare = [p.name for p in COMMANDS[name].params if not getattr(p, "help", None)]
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    "setting", ["gan.epochs=0", "gan.epoch=3", "gan=3", "preset.x=1", "data.test=0.7"]
+)
+def test_a_wrong_setting_says_once_where_the_fields_are_listed(setting):
+    with pytest.raises(MusemoError) as error:
+        configure("smoke", [setting])
+    assert str(error.value).count("`musemo config`, which lists every field") == 1
+
+
+def test_a_form_s_faults_name_no_command():
+    faults = find_faults("smoke", {"gan.epochs": 0, "gan.epoch": 3, "data.test": 0.7})
+    assert faults["gan.epoch"] == "is no field" and len(faults) == 3
+    assert "musemo config" not in str(faults)
+
+
+@pytest.mark.parametrize("file", ["there/it", None])
+def test_what_the_system_refuses_is_one_line_with_a_next_step(file, monkeypatch, capsys):
+    def refuse():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), file)
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    place = file or "the system"
+    assert ended.value.code == 2 and capsys.readouterr().err == (
+        f"musemo: {place}: Permission denied; mend that, or name another place, and run it again\n"
+    )

@@ -7,13 +7,21 @@ import subprocess
 import sys
 import threading
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
 from musemo import cli, doctor
-from musemo.doctor import check_data, check_jupyter, check_kaggle, check_packages, check_sound
+from musemo.doctor import (
+    check_data,
+    check_jupyter,
+    check_kaggle,
+    check_machine,
+    check_packages,
+    check_sound,
+)
 
 NAME = "google/vit-base-patch16-224-in21k"
 
@@ -114,16 +122,52 @@ def test_what_cannot_be_read_or_opened_is_said(monkeypatch):
     )
 
 
+def look_at_machine(monkeypatch, *, memory, free, gpus=()):
+    "Look at a machine with 3 cores, so many bytes of memory and free disk, and these GPUs."
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=memory))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: gpus[i])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))  # a T4's
+    return {found.topic: found for found in check_machine()}
+
+
+def test_a_machine_that_will_do_gets_no_advice(monkeypatch):
+    found = look_at_machine(monkeypatch, memory=16e9, free=5e9, gpus=("Tesla T4", "Tesla T4"))
+    assert not any(one.advice or one.needed for one in found.values())
+    assert found["Python"].found.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert found["cores and memory"].found == "3 cores, 16 GB"
+    assert found["free disk here"].found == "5 GB"
+    assert found["device"].found == f"Tesla T4, Tesla T4, float16, torch {torch.__version__}"
+
+
+def test_a_small_machine_is_told_what_to_do(monkeypatch):
+    found = look_at_machine(monkeypatch, memory=3e9, free=2e9)
+    assert found["cores and memory"].found == "3 cores, 3 GB"
+    assert "lower dataset.batch_size" in found["cores and memory"].advice
+    assert found["free disk here"].found == "2 GB" and "--out" in found["free disk here"].advice
+    assert found["device"].found == f"cpu, float32, torch {torch.__version__}"
+    assert "full and kaggle want a GPU" in found["device"].advice
+    assert not any(one.needed for one in found.values())
+
+
 @pytest.fixture(scope="module")
 def hub():
-    "A hub on loopback that knows one model."
+    "A hub on loopback that knows one model, hides those of `private` and fails for those of `ill`."
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            known = self.path.startswith(f"/api/models/{NAME}")
+            answers = {NAME: 200, "private/": 401, "ill/": 503}
+            model = self.path.removeprefix("/api/models/")
             body = json.dumps({"id": NAME, "siblings": []}).encode()
-            self.send_response(200 if known else 404)
+            known = [code for name, code in answers.items() if model.startswith(name)]
+            self.send_response(known[0] if known else 404)
             self.send_header("Content-Length", str(len(body)))
+            if known == [401]:  # as the hub marks what is private, or not there
+                self.send_header("X-Error-Code", "RepoNotFound")
             self.end_headers()
             self.wfile.write(body)
 
@@ -136,18 +180,27 @@ def hub():
     server.shutdown()
 
 
-def look_for_weights(home, hub, name=NAME):
+def look_for_weights(home, hub, *names):
     "Ask in a fresh process: the hub's client reads its settings when it is imported."
-    code = "import sys; from musemo.doctor import *; print(next(check_weights(sys.argv[1])))"
+    code = "import sys; from musemo.doctor import *; "
+    code += "print(*[next(check_weights(name)) for name in sys.argv[1:]])"
     environment = os.environ | {"HF_HOME": str(home), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", code, name]
+    command = [sys.executable, "-c", code, *(names or [NAME])]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return done.stdout
 
 
+def test_a_name_that_the_hub_does_not_know_is_no_hub_that_does_not_answer(tmp_path, hub):
+    said = look_for_weights(tmp_path, hub, "nobody/vit", "private/vit", "ill/vit")
+    for name in ("nobody", "private"):
+        assert f"{name}/vit: not here, and the hub shows no model of this name" in said
+    assert "ill/vit: not here, and the hub refuses it (503)" in said
+    assert said.count("or name one that it shows") == 2 and said.count("try again later") == 1
+    assert "does not answer" not in said
+
+
 def test_weights_are_found_in_the_cache_or_on_the_hub_or_not_at_all(tmp_path, hub):
     assert "the hub does not answer" in look_for_weights(tmp_path, "http://127.0.0.1:9")
-    assert "not here" in look_for_weights(tmp_path, hub, "nobody/vit")
     assert f"{NAME}: the hub, to be fetched once" in look_for_weights(tmp_path, hub)
     cached = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
     (cached / "refs").mkdir(parents=True)

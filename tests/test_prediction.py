@@ -123,7 +123,7 @@ def test_what_cannot_be_heard_says_why(model, tmp_path):
     path = tmp_path / "song.wav"
     bad = {
         "is silent, no sound above -40 dB": np.zeros(9 * 16000),
-        "0.2 s between silence, need 3 s": music(0.2, 16000),
+        "0.2 s between silence, need 3 s of sound; leave it out": music(0.2, 16000),
         "holds no samples": np.zeros(0),
     }
     for reason, wave in bad.items():

@@ -735,7 +735,8 @@ def _parse(text):
 
 def _rule(fault: dict) -> str:
     "Say the rule that was broken."
-    return fault["msg"].removeprefix("Value error, ")
+    unknown = fault["type"] == "extra_forbidden"
+    return "is no field" if unknown else fault["msg"].removeprefix("Value error, ")
 
 
 def _explain(error: ValidationError) -> str:
@@ -744,8 +745,7 @@ def _explain(error: ValidationError) -> str:
     field, rule = ".".join(str(part) for part in fault["loc"]) or "configuration", _rule(fault)
     hidden = fault["type"] == "secret" or isinstance(fault["input"], dict | BaseModel)
     shown = "" if hidden else f" = {fault['input']!r}"
-    more = "; musemo config lists the fields" if fault["type"] == "extra_forbidden" else ""
-    return f"{field}{shown}: {rule}{more}"
+    return f"{field}{shown}: {rule}"
 
 
 # %%
@@ -762,7 +762,7 @@ def make_config(
         section, _, field = name.rpartition(".")
         branch = tree.setdefault(section, {}) if section else tree
         if not isinstance(branch, dict) or name.partition(".")[0] in ("preset", "units"):
-            raise ValueError(f"{name} = {value!r}: is no field; musemo config lists the fields")
+            raise ValueError(f"{name} = {value!r}: is no field")
         branch[field] = _parse(value)
     return read_config(tree)
 
@@ -800,7 +800,7 @@ test_eq(full.training.unfreeze, ((8, 1), (12, 2), (16, 3)))
 test_eq((full.gan.weak_below, full.gan.strong_above), (0.60, 0.95))
 test_eq(make_config("smoke", {"gan.epochs": "3"}).gan.epochs, 3)
 test_fail(lambda: make_config("smoke", {"gan.epochs": 0}), contains="gan.epochs = 0")
-test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5")
+test_fail(lambda: make_config("smoke", {"gan.epoch": 5}), contains="gan.epoch = 5: is no field")
 test_fail(lambda: make_config("smoke", {"preset": "full"}), contains="preset = 'full'")
 test_fail(lambda: make_config("smoke", {"units.gan": 1}), contains="units.gan = 1: is no field")
 test_fail(lambda: make_config("smoke", {"audio.db_min": "nan"}), contains="audio.db_min")

@@ -605,10 +605,9 @@ class ForwardFile(soundfile.SoundFile):
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
     if not Path(path).is_file():
-        named = "is a folder; name its files"
-        if not Path(path).exists():
-            named = "there is no such file; name one that is there"
-        raise MusemoError(f"{path}: {named}")
+        if Path(path).exists():
+            raise MusemoError(f"{path}: is a folder; name its files")
+        raise MusemoError(f"{path}: there is no such file; name one that is there")
     try:
         file = ForwardFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:

@@ -670,14 +670,16 @@ def check_features(features: np.ndarray, count: int) -> np.ndarray:
 
 # %%
 #| export embeddings
+WAYS_TO_HEAR = (
+    "ways out: quality.embedding=FOLDER with config.json, preprocessor_config.json and "
+    "model.safetensors of an audio model, or quality.embedding=statistics"
+)
+
+
 def load_ears(
     name: str,  # local folder or hub name of an audio model with its feature extractor
 ) -> tuple:  # model, feature extractor
     "Load an audio model of transformers; raises MusemoError with the ways out."
-    ways = (
-        "ways out: quality.embedding=FOLDER with config.json, preprocessor_config.json and "
-        "model.safetensors of an audio model, or quality.embedding=statistics"
-    )
     import transformers  # takes seconds, and only these judges need it
 
     try:
@@ -688,12 +690,13 @@ def load_ears(
         )
     except Exception as error:  # transformers, safetensors and the hub each raise their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"quality.embedding = {name!r}: cannot be had ({reason}); {ways}"
-        raise MusemoError(message) from error
+        raise MusemoError(
+            f"quality.embedding = {name!r}: cannot be had ({reason}); {WAYS_TO_HEAR}"
+        ) from error
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lacking or not hasattr(extractor, "sampling_rate"):
         fault = f"{len(lacking)} weights are missing, e.g. {lacking[0]}" if lacking else "no audio"
-        raise MusemoError(f"quality.embedding = {name!r}: {fault}; {ways}")
+        raise MusemoError(f"quality.embedding = {name!r}: {fault}; {WAYS_TO_HEAR}")
     return model.eval().float(), extractor
 
 
@@ -1125,7 +1128,9 @@ class Judge:
         "Measure as many windows as the judge has real ones; raises MusemoError for fewer."
         count = len(self.real.songs)
         if len(windows) < count:
-            raise MusemoError(f"{len(windows)} windows: this judge needs sets of {count}")
+            raise MusemoError(
+                f"{len(windows)} windows: this judge needs sets of {count}; give as many"
+            )
         asked = asked if asked is None else asked[:count]
         return measure(self.describe(windows[:count], None, asked), self.real, self.allowed)
 

@@ -227,7 +227,7 @@ def open_accelerator(config: Config) -> Accelerator:
     except ValueError as error:
         raise MusemoError(
             f"precision = {config.precision!r} on {device}: {str(error).splitlines()[0]} "
-            "precision=float32 works everywhere; another than before needs a new process"
+            "set precision=float32, which works everywhere; another than before needs a new process"
         ) from error
 
 

@@ -1823,8 +1823,8 @@ def _cut(
             f"{name}: is silent, no sound above -40 dB; leave it out, or make it louder"
         )
     if seconds < min_seconds:
-        told = f"{seconds:.1f} s between silence, need {min_seconds:g} s of sound"
-        raise MusemoError("; ".join([f"{name}: {told}", *notes]))
+        told = f"{name}: {seconds:.1f} s between silence, need {min_seconds:g} s of sound"
+        raise MusemoError("; ".join([told, *notes, "leave it out, or give more of it"]))
     log_mel = np.concatenate([piece for piece, _ in pieces], axis=1)[:, part]
     return Heard(log_mel, float(part.start / second), float(seconds), "; ".join(notes))
 
@@ -2392,8 +2392,10 @@ class SharedModel(PyTorchModelHubMixin):
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
-            wanted = "needed is a run, a folder that musemo export made, or a name on the hub"
-            raise MusemoError(f"{name}: {where} ({reason}); {wanted}") from error
+            raise MusemoError(
+                f"{name}: {where} ({reason}); name a run, a folder that musemo export made, or a "
+                "model on the hub"
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options):
