@@ -61,7 +61,8 @@ def push(
 
     Example: musemo kaggle push --user me --set gan.epochs=20
     """
-    from musemo.kernel import kernel_name, push_kernel, write_kernel
+    from musemo.kaggle_client import push_kernel
+    from musemo.kernel import kernel_name, write_kernel
 
     kernel, config = kernel_name(user, title), configure(preset, settings)
     options = {"public": public, "gpu": gpu, "internet": internet, "data": data}
@@ -87,7 +88,8 @@ def status(
 
     Example: musemo kaggle status --user me --wait
     """
-    from musemo.kernel import follow_kernel, kernel_name
+    from musemo.kaggle_client import follow_kernel
+    from musemo.kernel import kernel_name
 
     kernel = kernel_name(user, title)
     for state in follow_kernel(kernel, every if wait else None):
@@ -109,7 +111,8 @@ def output(
 
     Example: musemo kaggle output --user me --out runs/kaggle
     """
-    from musemo.kernel import fetch_output, kernel_name
+    from musemo.kaggle_client import fetch_output
+    from musemo.kernel import kernel_name
 
     kernel = kernel_name(user, title)
     typer.echo(f"fetched: {fetch_output(kernel, out.expanduser())}")
