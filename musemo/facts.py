@@ -88,11 +88,24 @@ def read_generators(run: Run, config: Config) -> dict:
         "real": quality["held_out"]["score"],
         "real_obedience": quality["held_out"]["obedience"],
         "words": [line for line in words if not line.startswith(_WARNING)],
-        "warnings": [line.removeprefix(_WARNING) for line in words if line.startswith(_WARNING)],
+        "warnings": [
+            *(line.removeprefix(_WARNING) for line in words if line.startswith(_WARNING)),
+            *(line for name in quality["generators"] for line in _batch_taken(run, config, name)),
+        ],
     }
 
 
 _WARNING = "WARNING: "
+
+
+def _batch_taken(run: Run, config: Config, name: str) -> list[str]:
+    "Say where memory made a training take smaller batches than it was asked to."
+    parts = {"flow": "flow", "vit": "small" if config.training.recipe == "small" else "dataset"}
+    part = parts.get(name, "gan")
+    asked = getattr(config, part).batch_size
+    taken = run.load(f"{name}_history.json").get("batch_size", asked)
+    text = f"Memory ran out: {name} was trained in batches of {taken}, not {part}.batch_size = "
+    return [f"{text}{asked}."] if taken != asked else []
 
 
 def read_emotions(run: Run, config: Config) -> dict:
@@ -120,6 +133,7 @@ def read_predictor(run: Run, config: Config) -> dict:
         },
         "songs": metrics["n_test"],
         "words": [*say_what_it_is_worth(metrics).splitlines(), say_intervals(metrics)],
+        "warnings": _batch_taken(run, config, "vit"),
     }
 
 
@@ -215,7 +229,8 @@ def _warn_of_predictor(predictor: dict) -> list[str]:
             told.append(
                 f"{axis.capitalize()}: {songs} cannot tell the model from {join_words(even)}."
             )
-    return told + [words for words in predictor["words"] if "too few" in words]
+    told += [words for words in predictor["words"] if "too few" in words]
+    return told + predictor["warnings"]
 
 
 _WARNINGS = {

@@ -24,7 +24,7 @@ def time_features(
     angles = t[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-# %% ../nbs/04_gan.ipynb #f77b26f7
+# %% ../nbs/04_gan.ipynb #1b8a5d69
 class FlowBlock(nn.Module):
     "Two convolutions beside a skip, their contrast and level set from time and condition."
 
@@ -40,13 +40,17 @@ class FlowBlock(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(size, outputs, 3, padding=1) for size in (inputs, outputs)
         )
+        self.strips = nn.ModuleList(nn.Conv2d(inputs, outputs, 1, bias=False) for _ in range(2))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.convs[1].weight)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        "Mix neighbours: (B, C, m, t), (B, D) -> (B, outputs, m, t)."
+        "Mix neighbours, frames and bands: (B, C, m, t), (B, D) -> (B, outputs, m, t)."
         contrast, level = self.style(condition)[:, :, None, None].chunk(2, dim=1)
-        inner = self.convs[0](F.silu(self.norms[0](x)))
+        inner = F.silu(self.norms[0](x))
+        means = inner.mean(2, keepdim=True), inner.mean(3, keepdim=True)  # of frames, of bands
+        strips = [hear(mean) for hear, mean in zip(self.strips, means, strict=True)]
+        inner = self.convs[0](inner) + strips[0] + strips[1]
         inner = self.norms[1](inner) * (1 + contrast) + level
         return self.skip(x) + self.convs[1](F.silu(inner))
 

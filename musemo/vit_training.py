@@ -225,7 +225,7 @@ def thaw_small(
         model.load_state_dict(state)
     return record | {"epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #dbd41463
+# %% ../nbs/11_vit_training.ipynb #c6146346
 def train_model(
     data: dict[str, WindowDataset],  # train and, for the recipe spec or small.thaw, val
     config: Config,
@@ -234,9 +234,13 @@ def train_model(
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by its recipe, with half the batch if need be; raises MusemoError."
-    work = partial(_train_once, data, seed=seed, folder=folder)
     part = "small" if config.training.recipe == "small" else "dataset"
-    return with_half_batch(lambda half: work(config=half), config, part)
+
+    def attempt(config: Config) -> tuple[EmotionViT, dict]:
+        model, record = _train_once(data, config, seed=seed, folder=folder)
+        return model, record | {"batch_size": getattr(config, part).batch_size}
+
+    return with_half_batch(attempt, config, part)
 
 
 def _train_once(
@@ -260,7 +264,7 @@ def _train_once(
     early = len(epochs) < config.training.epochs
     return model.eval(), {"best_epoch": best, "stopped_early": early, "epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #78e9aeba
+# %% ../nbs/11_vit_training.ipynb #b7c32a3a
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
     data = read_datasets(run, config)
@@ -276,6 +280,7 @@ def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.jso
         "val_mae": "on [-1, 1]",
         "learning_rate": "of the head, at the epoch's start",
         "trainable": "parameters",
+        "batch_size": "windows",
         "processes": "count, of the training",
         "patches, statistics": "squared error of the warm-up; 1: knows nothing",
         "gain, standard_error": "fall of the weighted squared error, over validation songs",

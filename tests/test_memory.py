@@ -55,7 +55,7 @@ def test_the_predictor_goes_on_with_half_the_pictures(run, monkeypatch, capsys):
 
     monkeypatch.setattr("musemo.vit_training.train_epoch", train_or_fail)
     record = fit_vit(run, config_of(dataset__batch_size=6))
-    assert set(sizes) == {3} and len(record["epochs"]) == len(sizes)
+    assert set(sizes) == {3} and len(record["epochs"]) == len(sizes) and record["batch_size"] == 3
     assert "memory ran out with dataset.batch_size = 6" in capsys.readouterr().out
 
 

@@ -164,6 +164,17 @@ def test_warnings_are_plain_words(copy):
     assert "1 song left out (1 too short)" in told
     assert "2 songs had valence and arousal exchanged: left as published" in told
     assert "test songs cannot tell the model from" in told and "of 100 points" in told
+    assert "Memory ran out" not in told
+
+
+def test_half_a_batch_is_a_warning(copy):
+    config = load_config(copy)
+    for name in ("flow", "vit"):
+        copy.save(f"{name}_history.json", copy.load(f"{name}_history.json") | {"batch_size": 3})
+    told = warn(config, read_facts(copy, config, load_record(copy)["sections"]))
+    words = "was trained in batches of 3, not"
+    assert f"Memory ran out: flow {words} flow.batch_size = {config.flow.batch_size}." in told
+    assert f"Memory ran out: vit {words} small.batch_size = {config.small.batch_size}." in told
 
 
 def test_an_artifact_of_another_version_is_one_clear_error(copy):

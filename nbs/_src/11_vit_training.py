@@ -1244,9 +1244,13 @@ def train_model(
     folder: Path | None = None,  # for a cache that is too large for memory; None: the system's
 ) -> tuple[EmotionViT, dict]:  # the model, on the configuration's device; what training logged
     "Build and train a model by its recipe, with half the batch if need be; raises MusemoError."
-    work = partial(_train_once, data, seed=seed, folder=folder)
     part = "small" if config.training.recipe == "small" else "dataset"
-    return with_half_batch(lambda half: work(config=half), config, part)
+
+    def attempt(config: Config) -> tuple[EmotionViT, dict]:
+        model, record = _train_once(data, config, seed=seed, folder=folder)
+        return model, record | {"batch_size": getattr(config, part).batch_size}
+
+    return with_half_batch(attempt, config, part)
 
 
 def _train_once(
@@ -1288,6 +1292,7 @@ def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.jso
         "val_mae": "on [-1, 1]",
         "learning_rate": "of the head, at the epoch's start",
         "trainable": "parameters",
+        "batch_size": "windows",
         "processes": "count, of the training",
         "patches, statistics": "squared error of the warm-up; 1: knows nothing",
         "gain, standard_error": "fall of the weighted squared error, over validation songs",
