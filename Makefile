@@ -31,7 +31,7 @@ run: $(VENV)/.run  ## run the suite: DATA=DIR, PRESET=smoke|demo|kaggle|full, OU
 test: check  ## everything that CI runs
 	rm -rf runs/notebook
 	MUSEMO_QUIET=1 $(BIN)/nbdev_test --n_workers 1
-	MUSEMO_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup tests
+	MUSEMO_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n auto --dist loadgroup tests
 
 check: $(VENV)/.test  ## forms agree, code is clean
 	$(BIN)/python nbs/_build.py check

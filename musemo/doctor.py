@@ -92,6 +92,13 @@ def check_machine() -> Iterator[Finding]:
     yield Finding("device", found, "" if names else advice)
 
 
+def check_browser() -> Iterator[Finding]:
+    "Look for the browser in which tests open pages."
+    found = shutil.which("chromium")
+    advice = "" if found else "only make test wants it, for the pages: apt-get install chromium"
+    yield Finding("Chromium", found or "none", advice)
+
+
 def check_sound() -> Iterator[Finding]:
     "Ask libsndfile what it reads."
     lacking = {"MP3", "WAV", "FLAC", "OGG"} - set(soundfile.available_formats())
@@ -126,7 +133,7 @@ def check_data(data: str = "") -> Iterator[Finding]:
         "your own songs; without either musemo composes demo music"
     )
     nowhere = f"{data}: no such folder or table" if data else "DEAM is in none of the usual places"
-    yield Finding("data", reasons[0] if reasons else nowhere, advice)
+    yield Finding("data", reasons[0] if reasons else nowhere, advice, needed=bool(data))
 
 
 def _what_the_hub_said(fault: Exception | None) -> tuple[str, str]:
@@ -188,7 +195,7 @@ def check_jupyter() -> Iterator[Finding]:
 
 def examine(data: str = "") -> list[Finding]:
     "Look at everything that musemo uses; nothing is written."
-    checks = (check_packages(), check_machine(), check_sound(), check_data(data))
+    checks = (check_packages(), check_machine(), check_browser(), check_sound(), check_data(data))
     checks += (check_weights(), check_kaggle(), check_jupyter())
     return [finding for check in checks for finding in check]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from musemo.annotations import say_labels
 from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import about_data
@@ -61,16 +62,6 @@ def read_data(run: Run, config: Config) -> dict:
         "about": about_data(config).partition("\n\n")[0],
         "judged": [tuple(row) for row in judged.sort_values("song_id").to_numpy().tolist()],
     }
-
-
-def say_labels(audit: dict) -> str:
-    "Say in a sentence what the audit of the labels found."
-    if n := len(audit["exchanged"]):
-        done = "exchanged back" if audit["applied"] else "left as published"
-        return f"{count(n, 'song')} had valence and arousal exchanged: {done}."
-    if audit["witness"] == "as named":
-        return "Each label goes with the second-by-second ratings of its own name."
-    return "Nothing to check the labels by: too few second-by-second ratings, or none."
 
 
 def read_generators(run: Run, config: Config) -> dict:

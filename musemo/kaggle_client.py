@@ -1,12 +1,13 @@
 """Kaggle's own client: push a kernel, follow it, and fetch what it leaves."""
 
+import base64
 import io
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,27 @@ def client_needed() -> Iterator[None]:
         ) from error
 
 
-def _credentials(api: Any) -> list[str]:
-    "List the secrets that the client holds; a token is in its settings only once it is accepted."
-    from kagglesdk import get_access_token_from_env
+def _secrets(api: Any) -> list[str]:
+    "List what the client signs in with, in all forms in which it is sent."
+    from kagglesdk import KaggleCredentials, get_access_token_from_env
 
-    found = [api.config_values.get(key) for key in ("key", "token")]
-    return [secret for secret in (*found, get_access_token_from_env()[0]) if secret]
+    user, key, token = (api.config_values.get(x) for x in ("username", "key", "token"))
+    basic = base64.b64encode(f"{user}:{key}".encode()).decode()
+    # Until it is accepted, a token is in none of the client's settings.
+    found = [key, basic, token, get_access_token_from_env()[0]]
+    stored = Path(KaggleCredentials.DEFAULT_CREDENTIALS_FILE).expanduser()
+    if stored.exists():
+        with suppress(ValueError):  # what is no JSON, the client cannot use either
+            tokens = json.loads(stored.read_text())
+            found += [tokens.get("refresh_token"), tokens.get("access_token")]
+    return [secret for secret in found if secret]
+
+
+def _one_line(api: Any, text: str) -> str:
+    "Put what Kaggle says into one line without credentials, should it echo them."
+    for secret in _secrets(api):
+        text = text.replace(secret, "***")
+    return " ".join(text.split())
 
 
 def ask(api: Any, call: Callable, *arguments: object) -> Any:
@@ -64,9 +80,7 @@ def ask(api: Any, call: Callable, *arguments: object) -> Any:
     except (requests.RequestException, ValueError) as error:
         # For a kernel that is not yours the client hides Kaggle's answer behind a guess.
         answers = [e for e in (error, error.__context__) if isinstance(e, requests.HTTPError)]
-        reason = " ".join(str(answers[0] if answers else error).split())
-        for secret in _credentials(api):
-            reason = reason.replace(secret, "***")
+        reason = _one_line(api, str(answers[0] if answers else error))
         status = answers[0].response.status_code if answers else 0
         raise MusemoError(
             f"Kaggle refused: {reason}; {WHAT_NEXT.get(status, WHAT_NEXT[0])}"
@@ -87,7 +101,7 @@ def push_kernel(folder: Path) -> str:  # its address
     api = open_client()
     answer = ask(api, api.kernels_push, str(folder))
     if answer.error:
-        reason = " ".join(answer.error.split())
+        reason = _one_line(api, answer.error)
         raise MusemoError(f"Kaggle refused the kernel: {reason}; mend that, and push again")
     lost = [*answer.invalid_dataset_sources, *answer.invalid_model_sources]
     if lost:
@@ -116,7 +130,7 @@ def follow_kernel(
         answer = ask(api, question, kernel)
         state = _state(answer)
         if state == "error" or "cancel" in state:
-            why = " ".join((answer.failure_message or "no reason given").split())
+            why = _one_line(api, answer.failure_message or "no reason given")
             raise MusemoError(
                 f"{kernel}: {state} ({why}); run `musemo kaggle output` to fetch its log"
             )

@@ -142,7 +142,7 @@ def folds_tables(
     ]
     return shown, pd.DataFrame(gains), say_folds(record)
 
-# %% ../nbs/12_evaluation.ipynb #e7456794
+# %% ../nbs/12_evaluation.ipynb #a7ebad8b
 AXES = ("valence", "arousal")
 
 
@@ -154,7 +154,7 @@ def say_ceiling(
     if None in tops.values():
         return []
     told = ", ".join(f"{top:.2f} ({axis})" for axis, top in tops.items())
-    return [f"Raters' own disagreement caps R2 at {told}."]
+    return [f"The spread of each song's ratings caps R2 at {told}."]
 
 
 def say_what_it_is_worth(record: dict) -> str:

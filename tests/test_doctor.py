@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTModel
 
 from musemo import cli, doctor
 from musemo.doctor import (
+    check_browser,
     check_data,
     check_jupyter,
     check_kaggle,
@@ -64,6 +65,14 @@ def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
     (table,) = check_data(str(tmp_path / "songs.csv"))
     assert table.found.endswith("songs.csv: 2 rated songs, 0 sound files")
     assert absent.found.endswith("no such folder or table") and "fetch DEAM" in absent.advice
+    assert odd.needed and absent.needed
+
+
+def test_a_browser_that_is_missing_is_a_note(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (browser,) = check_browser()
+    assert browser.found == "none" and browser.advice.endswith("apt-get install chromium")
+    assert not browser.needed
 
 
 def test_data_that_a_run_could_not_use_gets_no_command_to_run(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The kernel, and its way to Kaggle and back: Kaggle's own client against a server of ours."""
 
 import ast
+import base64
 import json
 import os
 import shutil
@@ -32,7 +33,9 @@ from tests.conftest import ROOT, write_deam
 
 ARTIFACTS = [name for section in SECTIONS for name in section.artifacts(make_config("smoke"))]
 FACTS = json.loads((ROOT / "kaggle/kernel-metadata.json").read_text())
-SECRET = "0123456789abcdef-a-secret"
+SECRET, REFRESH = "0123456789abcdef-a-secret", "fedcba9876543210-another-secret"
+BASIC = base64.b64encode(f"me:{SECRET}".encode()).decode()
+SECRETS = (SECRET, REFRESH, BASIC)
 SERVICE = "/v1/kernels.KernelsApiService/"
 
 
@@ -126,13 +129,13 @@ def kaggle(tmp_path, monkeypatch):
         yield server
     # Credentials travel in headers; that a token is valid is asked with the token.
     arrived = [body for path, body in server.arrived if not path.endswith("IntrospectToken")]
-    assert SECRET not in json.dumps(arrived)
+    assert not [secret for secret in SECRETS if secret in json.dumps(arrived)]
 
 
 def files_that_tell(folder: Path) -> list[Path]:
-    "List the files that hold the secret."
+    "List the files that hold a secret."
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [path for path in files if SECRET.encode() in path.read_bytes()]
+    return [path for path in files if any(x.encode() in path.read_bytes() for x in SECRETS)]
 
 
 CREDENTIALS = ["key", "token", "token file", "access_token", "kaggle.json", "credentials.json"]
@@ -152,7 +155,7 @@ def credentials(request, kaggle, tmp_path, monkeypatch):
     elif kind == "kaggle.json":
         (home / kind).write_text(json.dumps({"username": "me", "key": SECRET}))
     elif kind == "credentials.json":  # of `kaggle auth login`
-        tokens = dict.fromkeys(("refresh_token", "access_token"), SECRET)
+        tokens = {"refresh_token": REFRESH, "access_token": SECRET}
         until = {"access_token_expiration": "2999-01-01T00:00:00+00:00", "username": "me"}
         (home / kind).write_text(json.dumps(tokens | until))
     else:
@@ -175,7 +178,7 @@ def musemo(monkeypatch, capsys, tmp_path):
         except SystemExit as end:
             code = end.code or 0
         said = capsys.readouterr()
-        assert SECRET not in said.out + said.err
+        assert not [secret for secret in SECRETS if secret in said.out + said.err]
         assert files_that_tell(tmp_path) == before
         return code, said.out, said.err
 
@@ -248,9 +251,15 @@ def test_all_of_the_client_s_credentials_serve(credentials, kaggle, musemo):
 
 
 def test_credentials_that_kaggle_echoes_are_not_shown(credentials, kaggle, musemo):
+    also = {"key": BASIC, "kaggle.json": BASIC, "credentials.json": REFRESH}
+    echo = f"{also.get(credentials, SECRET)} {SECRET}"
+    push = ("push", "--user", "me", "--preset", "smoke")
     kaggle.answers["SaveKernel"] = {"code": 401, "message": f"Unauthenticated: {SECRET}"}
-    line = refused(musemo("kaggle", "push", "--user", "me", "--preset", "smoke"))
-    assert "Unauthenticated: ***; run `kaggle auth login`" in line
+    assert "Unauthenticated: ***; run `kaggle auth login`" in refused(musemo("kaggle", *push))
+    kaggle.answers["SaveKernel"] = {"error": f"Bad: {echo}"}
+    assert "refused the kernel: Bad: ***" in refused(musemo("kaggle", *push))
+    kaggle.answers["GetKernelSessionStatus"] = {"status": "ERROR", "failureMessage": echo}
+    assert "error (***" in refused(musemo("kaggle", "status", "--user", "me"))
 
 
 @pytest.mark.parametrize("command", ["push", "status", "output"])

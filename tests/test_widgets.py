@@ -186,7 +186,9 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     pages = {path.stem: path.read_text() for path in (smoke_run / "reports").glob("*.html")}
     for name in ("02_config", "03_data", "08_audio", "12_evaluation"):
         assert "widget-view" not in pages[name] and len(pages[name]) < 15e6
-    assert "musemo run --preset smoke --set" in pages["02_config"]
+    blocks = re.findall(r"<pre[^>]*>([^<]*)</pre>", pages["02_config"])  # to copy, each alone
+    assert sum(x.startswith("musemo run --preset smoke --set") for x in blocks) == 1
+    assert sum(x.startswith("make_config(") and x.endswith(")") for x in blocks) == 1
     assert (
         "data.demo_songs" in pages["02_config"] and "composed where no data" in pages["02_config"]
     )

@@ -1088,7 +1088,7 @@ def config_command(config: Config) -> str:
 # %%
 test_eq(config_call(full), "make_config('full')")
 test_eq(eval(config_call(mine)), mine)
-print(config_call(mine), config_command(mine), sep="\n")
+print(config_command(mine))
 
 # %% [markdown]
 # ## A form
@@ -1189,10 +1189,10 @@ class ConfigForm:
         self.sections.titles = [self._title(name, faults) for name in self._names()]
         if faults:
             lines = [f"{name or 'configuration'}: {rule}" for name, rule in faults.items()]
-            self.told.value = _as_blocks({"To mend first:": "\n".join(lines)})
+            self.told.value = as_blocks({"To mend first:": "\n".join(lines)})
         else:
             texts = {"In Python:": config_call(self.config)}
-            self.told.value = _as_blocks(texts | {"Command:": config_command(self.config)})
+            self.told.value = as_blocks(texts | {"Command:": config_command(self.config)})
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(name.rpartition(".")[0] for name in self.controls))
@@ -1226,7 +1226,7 @@ class ConfigForm:
         self.check()
 
 
-def _as_blocks(texts: dict[str, str]) -> str:  # HTML
+def as_blocks(texts: dict[str, str]) -> str:  # HTML
     "Show texts to be copied, each under its title."
     style = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .5rem"
     blocks = [f"{k}<pre style='{style}'>{html.escape(x)}</pre>" for k, x in texts.items()]
@@ -1318,6 +1318,8 @@ run.headline("02_config", f"{len(table)} fields, preset {config.preset}", figure
 # `form.config` is what it says.
 
 # %%
-print(config_call(config), config_command(config), sep="\n")
+HTML(as_blocks({"In Python:": config_call(config), "Command:": config_command(config)}))
+
+# %%
 form = ConfigForm(config)
 form.box

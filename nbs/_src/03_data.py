@@ -344,9 +344,12 @@ def _correlations(songs: pd.DataFrame, dynamic: pd.DataFrame) -> dict:
 
 # %%
 #| export annotations
+ENOUGH = 30  # songs with dynamic annotations, to judge labels by
+
+
 def _witness(block: dict) -> str:
     "Say what the dynamic annotations tell of a block: exchanged, as named, or cannot tell."
-    if block["songs"] < 30:
+    if block["songs"] < ENOUGH:
         return "cannot tell"
     if None in block.values():  # a column without spread goes with nothing
         return "cannot tell"
@@ -405,6 +408,26 @@ def settle_labels(
     return exchange_labels(songs, audit["exchanged"]), audit
 
 
+def say_labels(
+    audit: dict,  # as audit_labels gives it, and whether it was applied
+) -> str:
+    "Say in a sentence what the audit of the labels found."
+    if n := len(audit["exchanged"]):
+        done = "exchanged back" if audit["applied"] else "left as published (data.labels)"
+        return f"{n} song{'s' * (n > 1)} had valence and arousal exchanged: {done}."
+    if audit["witness"] == "as named":
+        return "Each label goes with the second-by-second ratings of its own name."
+    rated = sum(block["songs"] for block in audit["blocks"])
+    if rated < ENOUGH:
+        return (
+            f"Nothing to check the labels by: {rated} of the {ENOUGH} songs with second-by-second "
+            "ratings that it takes."
+        )
+    return (
+        f"The second-by-second ratings of {rated} songs do not tell whether labels are exchanged."
+    )
+
+
 # %% [markdown]
 # The exchange undoes itself, a table with DEAM's values is recognised, and one with DEAM's ids
 # but other values is not.
@@ -418,6 +441,7 @@ mended = exchange_labels(songs, audit["exchanged"])
 test_eq(mended.loc[0, ["valence", "arousal", "valence_std"]].tolist(), [3.0, 3.1, 2.0])
 test_eq(exchange_labels(mended, audit["exchanged"]), songs)
 test_eq(audit_labels(mended, read_dynamic({}))["exchanged"], [])
+test_eq(say_labels(audit | {"applied": True})[:42], "10 songs had valence and arousal exchanged")
 
 
 # %% [markdown]
@@ -1337,11 +1361,7 @@ display(
 # Where it goes with the other one instead, the table has them exchanged.
 
 # %%
-if audit["exchanged"]:
-    done = "exchanged back" if audit["applied"] else "left as published (data.labels)"
-    print(f"{len(audit['exchanged'])} songs have valence and arousal exchanged: {done}.")
-else:
-    print("No exchanged labels.")
+print(say_labels(audit))
 if audit["blocks"]:
     display(pd.DataFrame(audit["blocks"]).set_index("ids").astype(object).T)
 

@@ -1940,15 +1940,16 @@ parts_figure = plot_parts(quality, config)
 compare_generators(quality, compared.times)
 
 # %% [markdown]
-# Real music: training songs' score, and what held-out songs get elsewhere. No obedience can be
-# asked to exceed theirs, and no distance to the training songs should be much smaller. A real
-# training song comes near 100; noise comes near 1. The same on spectrograms has no axis of ours
-# in it, only the eight directions in which training songs differ most.
+# Real music is the mark: training songs' score, and what held-out songs get elsewhere. No obedience
+# can be asked to exceed theirs, and no distance to the training songs should be much smaller. With
+# enough songs real ones come near 100 and noise near 1; with the few of a smoke run they need not.
+# The same on spectrograms has no axis of ours in it, only the eight directions in which training
+# songs differ most.
 #
 # What fools it, and by how much: all of these are made of this run's training songs, with their
-# labels. What stands above 60 is a hole: the louder of two songs, a few spoilt windows among many,
-# a slight change of level. Copies score as music does; only the distance to the nearest training
-# song exposes them.
+# labels. What stands far above half of real songs' points is a hole: the louder of two songs, a
+# few spoilt windows among many, a slight change of level. Copies score as music does; only the
+# distance to the nearest training song exposes them.
 
 # %%
 if quality["attempts"]:
@@ -1968,7 +1969,8 @@ rows = {
 }
 display(pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False).round(3))
 families, ratios = (pd.DataFrame(quality[key]) for key in ("families", "ratios"))
-families.join(ratios.drop(columns="real"), rsuffix=" / real").astype(float).round(2)
+ratios = ratios.drop(columns="real").add_suffix(" / real")
+pd.concat([families, ratios], axis=1).astype(float).round(2)
 
 # %% [markdown]
 # Real above, the generators below. Look for onsets (upright edges) and partials (level lines).
@@ -1986,8 +1988,8 @@ figure = plot_averages(pictures, config.audio)
 best = quality["best"]
 pictures = {"nearest in training": compared.nearest, best: compared.generated[best]}
 figure = plot_side_by_side(pictures, config.audio)
-nearest = pd.Series(quality["nearest_songs"], name="windows (count)").rename_axis("nearest song_id")
-display(nearest.groupby(nearest).size().sort_values(ascending=False).head(5).to_frame())
+nearest = pd.Series(quality["nearest_songs"]).value_counts().rename_axis("nearest song_id")
+display(nearest.head(5).to_frame("windows (count)"))
 
 # %%
 components = quality["generators"][best]["components"]

@@ -389,7 +389,7 @@ def say_ceiling(
     if None in tops.values():
         return []
     told = ", ".join(f"{top:.2f} ({axis})" for axis, top in tops.items())
-    return [f"Raters' own disagreement caps R2 at {told}."]
+    return [f"The spread of each song's ratings caps R2 at {told}."]
 
 
 def say_what_it_is_worth(record: dict) -> str:
@@ -2025,7 +2025,7 @@ top = dict.fromkeys(AXES, {"r2": 0.9, "r": 0.95})
 facts["metrics"] = scores | {"n_test": 9, "n_train": 40, "ceiling": top}
 card = write_card(facts, network="A small ViT.", window=6, intervals=False)
 assert "my songs: 40 songs to train" in card and "mean predictor (the floor)" in card
-assert "one split. Raters' own disagreement caps R2 at 0.90 (valence)" in card
+assert "one split. The spread of each song's ratings caps R2 at 0.90 (valence)" in card
 assert "from musemo.prediction import EmotionModel" in card
 test_eq(card.count("| valence |"), 1 + len(RIVALS))
 assert "Not judged" in write_card(None, network="", window=6, intervals=False)
