@@ -115,6 +115,7 @@ def execute(run: Run, name: str, line: tqdm) -> float:
             stderr_file=errors,
             cwd=run.folder,
             extra_arguments=["--log-level=ERROR"],
+            iopub_timeout=300,  # seconds for what a cell shows to arrive; 4 are few on a busy machine
             shutdown_kernel="immediate",  # all is on the disk by then; a polite end takes seconds
         )
     except PapermillExecutionError as error:

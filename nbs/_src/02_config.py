@@ -1098,13 +1098,18 @@ print(config_command(mine))
 
 # %%
 #| export form
-_wide = {"style": {"description_width": "10rem"}, "layout": {"width": "21rem", "max_width": "100%"}}
+_wide = {"width": "21rem", "max_width": "100%"}
 
 
-def field_control(name: str, value) -> ipywidgets.ValueWidget:
+def field_control(
+    name: str,
+    value,
+    layout: ipywidgets.Layout | None = None,  # to share one; None: its own
+) -> ipywidgets.ValueWidget:
     "Open the control of a field: a list of choices, a box to tick, or text."
     kind, field = field_info(name).annotation, name.rpartition(".")[2]
-    options = {"description": field, "tooltip": name, **_wide}
+    options = {"description": field, "tooltip": name, "layout": layout or _wide}
+    options["style"] = {"description_width": "10rem"}
     if get_origin(kind) is Literal:
         return ipywidgets.Dropdown(options=get_args(kind), value=value, **options)
     if kind is bool:
@@ -1153,9 +1158,12 @@ class ConfigForm:
         self.reset = ipywidgets.Button(description="back to the preset")
         fields = field_table(config).query("field != 'preset'")["field"]
         start = config.model_dump(mode="json")
-        self.controls = {name: field_control(name, look_up(start, name)) for name in fields}
-        self.notes = {name: ipywidgets.HTML(layout={"flex": "1 1 16rem"}) for name in fields}
-        self.told, self.sections = ipywidgets.HTML(), ipywidgets.Accordion(self._rows())
+        wide, self.told = ipywidgets.Layout(**_wide), ipywidgets.HTML()
+        self.controls = {name: field_control(name, look_up(start, name), wide) for name in fields}
+        # Shared, for each widget is a message, and some thousand of them may be too many at once.
+        shared = {"layout": ipywidgets.Layout(flex="1 1 16rem"), "style": self.told.style}
+        self.notes = {name: ipywidgets.HTML(**shared) for name in fields}
+        self.sections = ipywidgets.Accordion(self._rows())
         top = ipywidgets.HBox([self.preset, self.reset], layout={"flex_flow": "row wrap"})
         self.box = ipywidgets.VBox([top, self.told, self.sections])
         self.preset.observe(lambda _: self.fill(), "value")
@@ -1200,8 +1208,9 @@ class ConfigForm:
     def _rows(self) -> list:
         "Lay out each section's fields, a row each."
         rows: dict = {name: [] for name in self._names()}
+        wrap = ipywidgets.Layout(flex_flow="row wrap")
         for name, control in self.controls.items():
-            row = ipywidgets.HBox([control, self.notes[name]], layout={"flex_flow": "row wrap"})
+            row = ipywidgets.HBox([control, self.notes[name]], layout=wrap)
             rows[name.rpartition(".")[0]].append(row)
         return [ipywidgets.VBox(part) for part in rows.values()]
 
