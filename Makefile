@@ -19,6 +19,8 @@ help:  ## list the commands
 $(VENV)/.run: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[demo,kaggle]'
+	@# librosa compiles once, here: two processes that do it at once break numba's cache.
+	EAGER_IMPORT=1 $(BIN)/python -c "import librosa"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run

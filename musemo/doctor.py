@@ -4,6 +4,9 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,6 +110,25 @@ def check_sound() -> Iterator[Finding]:
     yield Finding("sound files", f"libsndfile {version}", advice if lacking else "")
 
 
+def check_librosa() -> Iterator[Finding]:
+    "Find onsets in a process of its own, for numba's cache may be broken and end it."
+    wave = "numpy.eye(99, dtype='f')[9].repeat(99)"  # 32 bits, as musemo's waves are
+    code = f"import librosa, numpy; librosa.onset.onset_detect(y={wave})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode == 0:
+        yield Finding("librosa", "works")
+    elif done.returncode == -signal.SIGSEGV:
+        folder = Path(importlib.util.find_spec("librosa").origin).parent
+        advice = (
+            "two processes compiled at once, and what numba kept does not fit together: "
+            f"find {folder} -name '*.nb[ci]' -delete"
+        )
+        yield Finding("librosa", "crashes", advice, needed=True)
+    else:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield Finding("librosa", last, "pip install --force-reinstall librosa numba", needed=True)
+
+
 def _look_at_data(place: Path) -> Finding:
     "Count songs and sound files; raises MusemoError where a run could not read them."
     songs, _, files = list_songs(make_config("full", {"data.path": str(place)}))
@@ -195,8 +217,8 @@ def check_jupyter() -> Iterator[Finding]:
 
 def examine(data: str = "") -> list[Finding]:
     "Look at everything that musemo uses; nothing is written."
-    checks = (check_packages(), check_machine(), check_browser(), check_sound(), check_data(data))
-    checks += (check_weights(), check_kaggle(), check_jupyter())
+    checks = (check_packages(), check_machine(), check_browser(), check_sound(), check_librosa())
+    checks += (check_data(data), check_weights(), check_kaggle(), check_jupyter())
     return [finding for check in checks for finding in check]
 
 

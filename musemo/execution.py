@@ -129,7 +129,8 @@ def execute(run: Run, name: str, line: tqdm) -> float:
         raise
     except DeadKernelError as error:
         raise MusemoError(
-            f"{name}: the kernel died, most likely for want of memory; {_smaller(name)}"
+            f"{name}: the kernel died, most likely for want of memory; {_smaller(name)}; "
+            "musemo doctor looks for other causes"
         ) from error
     finally:
         errors.close()

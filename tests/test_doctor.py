@@ -19,6 +19,7 @@ from musemo.doctor import (
     check_data,
     check_jupyter,
     check_kaggle,
+    check_librosa,
     check_machine,
     check_packages,
     check_sound,
@@ -219,3 +220,16 @@ def test_weights_are_found_in_the_cache_or_on_the_hub_or_not_at_all(tmp_path, hu
     vit = ViTModel(ViTConfig(**size, intermediate_size=32, image_size=32), add_pooling_layer=False)
     vit.save_pretrained(cached / "snapshots" / ("0" * 40))
     assert f"{NAME}: the hub's cache" in look_for_weights(tmp_path, "http://127.0.0.1:9")
+
+
+def test_a_compiled_part_that_crashes_is_found_and_can_be_mended(monkeypatch, tmp_path):
+    (found,) = check_librosa()
+    assert found.found == "works" and not found.advice
+    for command, word in (("kill -SEGV $$", "-delete"), ("echo none >&2; exit 1", "reinstall")):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{command}\n")
+        python.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", str(python))
+            (found,) = check_librosa()
+        assert found.needed and word in found.advice and found.found in ("crashes", "none")

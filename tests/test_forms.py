@@ -353,9 +353,8 @@ PASSES_ON = {
     "data: f'{error}; data.path = {data.path!r} has {counts}'": "the error of split_songs",
     "execution: f'{name}: {error.evalue}'": "a MusemoError of the section",
     "execution: f'{name}: memory ran out; {_smaller(name)}'": "_smaller says what to lower",
-    "execution: f'{name}: the kernel died, most likely for want of memory; {_smaller(name)}'": (
-        "_smaller says what to lower"
-    ),
+    "execution: f'{name}: the kernel died, most likely for want of memory; {_smaller(name)}; "
+    "musemo doctor looks for other causes'": "_smaller says what to lower",
     "prediction: f'{name}: {error}'": "a MusemoError of the model",
     "prediction: str(error)": "a MusemoError of the song",
     "records: f\"{run.path('config.json')} cannot be read by this version ({error}): {way_out}\"": (
