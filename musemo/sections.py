@@ -85,6 +85,7 @@ SECTIONS = (
         "08_audio",
         "spectrograms drawn for five emotions, each beside that of the nearest real song",
         Stage("listening:render_emotions", ("audio/audio.json",)),
+        Stage("listening:render_generators", ("audio/generators.json",)),
         Stage("plane:render_plane", ("audio/plane.json",)),
     ),
     Section(

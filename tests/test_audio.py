@@ -29,6 +29,7 @@ from musemo.listening import (
     lay_out,
     middle,
     render_emotions,
+    render_generators,
     sound_facts,
     spectrogram_png,
 )
@@ -288,6 +289,31 @@ def test_five_emotions_are_rendered(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
     render_emotions(run, config)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "audio").iterdir()}
+
+
+def test_each_generator_can_be_heard_beside_a_real_song(tmp_path):
+    run, config = write_run(tmp_path)
+    config = config.model_copy(update={"generators": ("gan", "flow")})
+    asked = pd.DataFrame({"valence": [0.1, -0.3, 0.9], "arousal": [0.2, 0.8, -0.7]})
+    drawn = {}
+    for name, level in (("gan", -0.2), ("flow", 0.1)):
+        drawn[name] = np.full((3, config.audio.n_mels, config.gan.frames), level, np.float16)
+        run.save(f"{name}_samples.npy", drawn[name])
+        run.save(f"{name}_samples.csv", asked)
+    pairs = render_generators(run, config)
+    assert [title.partition(":")[0] for title, *_ in pairs] == [
+        *("calm, gan", "calm, flow", "calm, real song 12"),
+        *("aroused, gan", "aroused, flow", "aroused, real song 10"),
+    ]
+    assert pairs[1][0].endswith("valence +0.90, arousal -0.70")
+    record = run.load("audio/generators.json")["windows"]
+    assert [one["file"] for one in record] == [file for *_, file in pairs]
+    for (_, log_mel, file), one in zip(pairs, record, strict=True):
+        if one["drawn_by"] != "real":
+            assert (log_mel == drawn[one["drawn_by"]][0]).all()
+        wave, rate = soundfile.read(tmp_path / file)
+        assert rate == config.audio.sample_rate and 0 < np.abs(wave).max() < 1
+    assert record[1]["level"] > record[0]["level"] + 3  # what is drawn louder sounds louder
 
 
 def test_the_spread_of_raters_goes_with_the_label(tmp_path):

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "quality_plots": {"core", "config"},
     "synthesis": {"core", "config", "data", "drawing", "pieces"},
     "audio": {"core", "config", "spectrum"},
-    "listening": {"core", "config", "audio", "widgets"},
+    "listening": {"core", "config", "audio", "gan_quality", "widgets"},
     "plane": {"core", "config", "audio", "listening", "widgets"},
     "augmentation": {"config"},
     "dataset": {"core", "config", "data", "augmentation"},

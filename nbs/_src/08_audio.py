@@ -44,6 +44,7 @@ from musemo.audio import (
 )
 from musemo.config import AudioConfig, Config
 from musemo.core import MusemoError, Run, cut_windows, load_part, pick_device, player, seed_for
+from musemo.gan_quality import load_samples
 from musemo.widgets import png_bytes
 
 # %%
@@ -645,6 +646,21 @@ def describe_pairs(rendered: dict) -> list[tuple[str, np.ndarray, str]]:  # titl
     return pairs
 
 
+def show_clips(
+    run: Run,
+    config: Config,
+    clips: list[tuple[str, np.ndarray, str]],  # title, (M, T), .wav
+) -> HTML:
+    "Lay out the run's clips, each with its spectrogram."
+    audio, seconds = config.audio, config.inversion.page_seconds
+    return lay_out(
+        [
+            card(title, spectrogram_png(x, audio), run.load(file)[0], audio, seconds=seconds)
+            for title, x, file in clips
+        ]
+    )
+
+
 # %%
 #| export listening
 def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
@@ -694,6 +710,43 @@ sentence = describe_order(emotion_table({"emotions": heard}))
 assert "asked is sad calm, neutral, tense; drawn is by level sad calm, neutral, tense" in sentence
 assert "correlation 1.00" in sentence and "by onsets tense, neutral, sad calm" in sentence
 emotion_table({"emotions": heard}).round(2)
+
+
+# %% [markdown]
+# ## Each generator
+#
+# The named emotions are drawn by one generator. Section 5 asked all of them for the same emotions,
+# in the windows that section 6 judges: the calmest and the most aroused of these get their sound,
+# too. A score is to be believed only where it agrees with what is heard.
+
+
+# %%
+#| export listening
+def render_generators(
+    run: Run,
+    config: Config,
+) -> list[tuple[str, np.ndarray, str]]:  # title, (M, T), .wav
+    "Write a calm and an aroused window of each generator as .wav, and audio/generators.json."
+    drawn = {name: load_samples(run, name) for name in config.generators}
+    asked = drawn[config.generators[0]][1]  # (n, 2), the same of all
+    rows = [int(asked[:, 1].argmin()), int(asked[:, 1].argmax())]
+    near, real = nearest_songs(run, asked[rows], config.gan.frames)
+    seed, device = seed_for(config.seed, "generators"), pick_device(config.device)
+    pairs, record = [], []
+    for mood, row, song, window in zip(
+        ("calm", "aroused"), rows, near.itertuples(), real, strict=True
+    ):
+        whose = [(name, name, *asked[row]) for name in drawn]
+        whose += [("real", f"real song {song.song_id}", song.valence, song.arousal)]
+        log_mel = np.stack([*(x[row].astype(np.float32) for x, _ in drawn.values()), window])
+        waves = invert_log_mel(log_mel, config, seed=seed, device=device)
+        for (name, title, v, a), one, wave in zip(whose, log_mel, waves, strict=True):
+            facts = save_wave(run, config, f"audio/generators/{mood}_{name}.wav", wave)
+            record.append({"drawn_by": name, "valence": float(v), "arousal": float(a)} | facts)
+            label = f"{mood}, {title}: valence {v:+.2f}, arousal {a:+.2f}"
+            pairs.append((label, one, facts["file"]))
+    run.save("audio/generators.json", {"windows": record, "units": AUDIO_UNITS})
+    return pairs
 
 
 # %% [markdown]
@@ -853,19 +906,7 @@ run, config = open_run(run_folder, before=8)
 # %%
 rendered = render_emotions(run, config)
 emotions, pairs = rendered["record"]["emotions"], describe_pairs(rendered)
-seconds = config.inversion.page_seconds
-lay_out(
-    [
-        card(
-            title,
-            spectrogram_png(x, config.audio),
-            run.load(file)[0],
-            config.audio,
-            seconds=seconds,
-        )
-        for title, x, file in pairs
-    ]
-)
+show_clips(run, config, pairs)
 
 # %% [markdown]
 # Read the columns from calm to aroused: a generator that listens gets louder and busier, as real
@@ -876,6 +917,13 @@ lay_out(
 measured = emotion_table(rendered["record"])
 display(measured.sort_values(("asked", "arousal")).round(2))
 print(describe_order(measured))
+
+# %% [markdown]
+# What section 6 scored, to be heard: each trained generator at the calmest and at the most aroused
+# emotion that was asked for, and the real song nearest to it. Does the better score sound better?
+
+# %%
+show_clips(run, config, render_generators(run, config))
 
 # %% [markdown]
 # The whole plane, from one noise: what differs between two cells is the emotion asked for.
@@ -902,6 +950,7 @@ figure = plot_in_pairs([(title, trips["log_mel"][0]), (lost, after[0])], config.
 # %%
 sound, _ = keep_from_clipping(trips["waves"][0])
 picture = spectrogram_png(after[0], config.audio)
+seconds = config.inversion.page_seconds
 lay_out([card(f"{title}, there and back", picture, sound, config.audio, seconds=seconds)])
 
 # %%
