@@ -93,6 +93,7 @@ def rerun(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder; by default RUN-again.")
     ] = None,
+    tracker: Log = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a run again from its configuration, and say which artifacts are the same.
@@ -104,7 +105,10 @@ def rerun(
     from musemo.pipeline import rerun as make_again
 
     run = Run(folder.expanduser().resolve())
-    index, found = make_again(run, out or run.folder.with_name(f"{run.folder.name}-again"))
+    out = out or run.folder.with_name(f"{run.folder.name}-again")
+    if tracker:
+        follow_with(tracker, out)
+    index, found = make_again(run, out)
     typer.echo(f"{len(found['same'])} artifacts are the same")
     if found["differ"]:
         typer.echo(f"{len(found['differ'])} differ: {', '.join(found['differ'])}")
@@ -126,6 +130,7 @@ def evaluate(
         bool, typer.Option("--leakage", help="Also measure how much leaking protocols flatter.")
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as many as pay.")] = 0,
+    tracker: Log = None,
     quiet: Quiet = False,
 ) -> None:
     """Judge the predictor by repeated folds, and whether generated songs help it.
@@ -139,7 +144,10 @@ def evaluate(
 
     config = configure(preset, settings, path=data, scale=scale)
     arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
-    with working_folds(config, run_folder(config, preset, out)) as (run, config):
+    folder = run_folder(config, preset, out)
+    if tracker:
+        follow_with(tracker, folder)
+    with working_folds(config, folder) as (run, config):
         record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
     typer.echo(show_folds(record))
     typer.echo(f"figures: {run.path('folds.json')}")

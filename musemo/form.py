@@ -24,7 +24,7 @@ from musemo.presets import (
     make_config,
 )
 
-# %% ../nbs/02_config.ipynb #f69ae833
+# %% ../nbs/02_config.ipynb #70730978
 def _as_text(value) -> str:
     "Write a value as --set takes it."
     return value if isinstance(value, str) else json.dumps(value)
@@ -36,11 +36,11 @@ def config_call(config: Config) -> str:
     return f"make_config({config.preset!r}{f', {values!r}' if values else ''})"
 
 
-def config_command(config: Config) -> str:
-    "Write the command that runs a configuration."
+def config_command(config: Config, command: str = "run") -> str:
+    "Write the command that runs a configuration, or evaluates it."
     values = changed_values(config).items()
     settings = [f"--set {shlex.quote(f'{name}={_as_text(value)}')}" for name, value in values]
-    return " ".join(["musemo run --preset", config.preset, *settings])
+    return " ".join(["musemo", command, "--preset", config.preset, *settings])
 
 # %% ../nbs/02_config.ipynb #36abdd6c
 _wide = {"width": "21rem", "max_width": "100%"}

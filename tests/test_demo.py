@@ -133,9 +133,23 @@ def test_leaves_another_demo_alone(demo, other):
         compose_demo(demo, **{"songs": 3, "seconds": 4} | other)
 
 
+def test_two_that_compose_the_same_at_once_share_it(tmp_path, monkeypatch):
+    def be_slower(folder, k, *_):
+        (folder / f"{k}.mp3").write_text("sound")
+        if not (tmp_path / "a").exists():
+            monkeypatch.undo()
+            compose_demo(tmp_path / "a", songs=1, seconds=3, workers=1)
+
+    monkeypatch.setattr("musemo.demo.write_clip", be_slower)
+    monkeypatch.setattr("musemo.demo.run_jobs", lambda jobs, **_: [f(*x) for f, x, _ in jobs])
+    assert compose_demo(tmp_path / "a", songs=1, seconds=3, workers=1) == tmp_path / "a"
+    assert (tmp_path / "a/DEAM_audio/MEMD_audio/1.mp3").read_bytes() != b"sound"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_leaves_other_files_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(MusemoError, match="something else"):
+    with pytest.raises(MusemoError, match="files that are no demo music"):
         compose_demo(tmp_path, songs=1, seconds=3)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -106,8 +106,8 @@ MAY_IMPORT = {
 }
 BY_HAND = {
     *("__init__", "__main__", "_modidx"),
-    *("cli", "cli_kaggle", "cli_models", "cli_options", "cli_runs"),
-    *("demo", "doctor", "execution", "kaggle_client", "keeping", "kernel", "opening"),
+    *("cli", "cli_kaggle", "cli_models", "cli_options", "cli_runs", "composer"),
+    *("demo", "doctor", "execution", "folds", "kaggle_client", "keeping", "kernel", "opening"),
     *("peak_memory", "pipeline", "protocol"),
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }

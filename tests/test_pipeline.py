@@ -124,10 +124,18 @@ def test_a_notebook_alone_gets_what_it_needs(small_config, tmp_path):
     assert opened.has("songs.csv", "logmel.npy") and not opened.has("gan.safetensors")
 
 
-def test_notebooks_run_alone_anywhere_in_any_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "made"),
+    [
+        (("11_vit_training", "03_data"), ("vit.safetensors", "songs.csv")),
+        (("12_evaluation", "08_audio"), ("metrics.json", "audio/generators.json")),
+    ],
+)
+def test_notebooks_run_alone_anywhere_in_any_order(names, made, tmp_path, monkeypatch):
     "A late one first: each in a fresh kernel, in a folder that is no clone."
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("11_vit_training", "03_data"):
+    run = Run(tmp_path / "runs/notebook")
+    for name in names:
         papermill.execute_notebook(
             ROOT / f"nbs/{name}.ipynb",
             tmp_path / f"{name}.ipynb",
@@ -135,9 +143,9 @@ def test_notebooks_run_alone_anywhere_in_any_order(tmp_path, monkeypatch):
             kernel_name="python3",
             progress_bar=False,
         )
-        assert Run(tmp_path / "runs/notebook").has(f"figures/{name}.png")
-    assert Run(tmp_path / "runs/notebook").has("vit.safetensors", "songs.csv")
-    assert not (tmp_path / "runs/notebook/metrics.json").exists()  # section 12 was not asked for
+        assert run.has(f"figures/{name}.png")
+    assert run.has(*made)
+    assert run.has("metrics.json") == ("12_evaluation" in names)  # only what was asked for
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

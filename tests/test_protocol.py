@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from musemo import protocol
+from musemo import folds
 from musemo.cli import app
 from musemo.compare import compare_runs
 from musemo.core import MusemoError, Run, load_part
 from musemo.data import prepare_data
+from musemo.folds import fold_config, make_fold, make_generated, read_fold
 from musemo.presets import make_config, save_config
-from musemo.protocol import evaluate_folds, fold_config, make_fold, make_generated, read_fold
+from musemo.protocol import evaluate_folds
 from musemo.records import load_record
 from musemo.verdict import (
     RIVALS,
@@ -122,7 +123,7 @@ def test_folds_are_judged_kept_and_summed_up(tmp_path, monkeypatch):
     def again(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(protocol, "train_model", again)
+    monkeypatch.setattr(folds, "train_model", again)
     evaluate_folds(run, config, arms=arms, **options)
     assert run.path("folds.json").read_text() == text
     make_fold(run, config, 0, 1, 2).path("model.csv").unlink()
@@ -189,11 +190,17 @@ def test_the_command_judges_and_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = [f"--set={k}={json.dumps(v) if isinstance(v, list) else v}" for k, v in TINY.items()]
     command = ["evaluate", "--preset", "smoke", "--folds", "2", "--seeds", "1", "--no-generated"]
-    result = CliRunner().invoke(app, [*command, *settings, "--set", "data.demo_songs=12"])
+    monkeypatch.setenv("MUSEMO_LOG", "")
+    command += ["--set", "data.demo_songs=12", "--log", "tensorboard", "--workers", "2"]
+    result = CliRunner().invoke(app, [*command, *settings])
     assert result.exit_code == 0, result.output
     assert "this model, real songs" in result.output and "folds.json" in result.output
-    assert (tmp_path / "runs/smoke/folds.json").is_file()
-    assert "this model, real songs" in (tmp_path / "runs/smoke/index.html").read_text()
+    run = tmp_path / "runs/smoke"
+    assert (run / "folds.json").is_file()
+    assert "this model, real songs" in (run / "index.html").read_text()
+    for fold in ("seed0-fold0-model", "seed0-fold1-model"):
+        assert re.search(f"INFO {fold}: done in .* s", (run / "run.log").read_text())
+        assert list(run.glob(f"logs/{fold}/warm-up/events*"))
 
 
 @pytest.mark.parametrize(("workers", "inner"), [(1, True), (2, False)])

@@ -57,6 +57,7 @@ from musemo.core import wav_bytes
 # %%
 #| hide
 import tempfile
+from contextlib import redirect_stdout
 
 from fastcore.test import test_close, test_eq, test_fail
 
@@ -402,6 +403,8 @@ test_eq(list(progress(range(3), desc="three")), [0, 1, 2])
 import importlib
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -427,6 +430,17 @@ def follow_with(
     except ImportError as error:
         raise MusemoError(f"--log {kind}: is not installed; pip install {kind}") from error
     os.environ["MUSEMO_LOG"] = f"{kind}:{Path(run_folder).resolve() / 'logs'}"
+
+
+@contextmanager
+def follow_part(name: str) -> Iterator[None]:
+    "Keep the curves of a part of the work, a fold for example, apart from those of the others."
+    before = os.environ.get("MUSEMO_LOG_PART", "")
+    os.environ["MUSEMO_LOG_PART"] = f"{before}{name}/"
+    try:
+        yield
+    finally:
+        os.environ["MUSEMO_LOG_PART"] = before
 
 
 # %%
@@ -463,6 +477,7 @@ def track(
         return
     kind, _, folder = chosen.partition(":")
     values = {k: v for k, v in row.items() if v is not None and math.isfinite(v)}
+    name = os.environ.get("MUSEMO_LOG_PART", "") + name
     _open_tracker(kind, Path(folder), name).log(values, step=step)
 
 
@@ -539,8 +554,10 @@ def needs(most):
 
 
 whole = Part(gan=Part(batch_size=8))
-test_eq([with_half_batch(needs(most), whole, "gan") for most in (9, 5)], [8, 4])
-test_fail(lambda: with_half_batch(needs(3), whole, "gan"), contains="gan.batch_size = 8, and")
+with redirect_stdout(io.StringIO()) as told:
+    test_eq([with_half_batch(needs(most), whole, "gan") for most in (9, 5)], [8, 4])
+    test_fail(lambda: with_half_batch(needs(3), whole, "gan"), contains="gan.batch_size = 8, and")
+test_eq(told.getvalue().count("memory ran out"), 3)
 
 # %% [markdown]
 # ## Plots that read alike
@@ -748,7 +765,8 @@ run, config = open_run(run_folder, before=1)
 
 # %%
 environment = start_run(run, config)
-pd.Series({key: value for key, value in environment.items() if key not in ("packages", "units")})
+told = {key: value for key, value in environment.items() if key not in ("packages", "units")}
+pd.Series(told).to_frame("this machine")
 
 # %%
 figure, axes = subplots(size=(6, 2.4))

@@ -1078,11 +1078,11 @@ def config_call(config: Config) -> str:
     return f"make_config({config.preset!r}{f', {values!r}' if values else ''})"
 
 
-def config_command(config: Config) -> str:
-    "Write the command that runs a configuration."
+def config_command(config: Config, command: str = "run") -> str:
+    "Write the command that runs a configuration, or evaluates it."
     values = changed_values(config).items()
     settings = [f"--set {shlex.quote(f'{name}={_as_text(value)}')}" for name, value in values]
-    return " ".join(["musemo run --preset", config.preset, *settings])
+    return " ".join(["musemo", command, "--preset", config.preset, *settings])
 
 
 # %%

@@ -593,7 +593,7 @@ test_eq((groups.max() + 1, parts[99]), (20 + 39, parts[0]))
 test_fail(
     lambda: split_songs([1, 2], validation=0.2, test=0.2, rng=rng_for(0)), contains="at least 6"
 )
-pd.Series(parts).value_counts()
+pd.Series(parts, name="part").value_counts().to_frame("songs")
 
 # %% [markdown]
 # ## From file to log-mel

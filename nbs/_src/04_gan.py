@@ -554,7 +554,7 @@ residual = dict(zip(("generator", "discriminator"), build_residual(small), stric
 test_eq(
     [x.shape[1] for x in residual["discriminator"](torch.randn(2, 1, 128, 64), labels)], [1, 4, 32]
 )
-network_sizes(**residual)
+print(", ".join(f"{name}: {size:,} parameters" for name, size in network_sizes(**residual).items()))
 
 
 # %% [markdown]

@@ -1342,10 +1342,7 @@ rows = {
 pd.DataFrame(rows).T.rename(columns=columns).rename_axis(f"{len(songs)} validation songs").round(4)
 
 # %% [markdown]
-# How it learnt. Recipe `small`: errors of the warm-up on sound alone, where 1 is guessing the
-# mean; still falling at the end means that more steps would teach more. Where `small.thaw` tried
-# the schedule, `vit_history.json` has its epochs and why it was kept or not. Recipe `spec`: epochs
-# right of the dashed line were thrown away, and the right panel shows what could move.
+# How it learnt, step by step or epoch by epoch. What to look for is said below the picture.
 
 # %%
 if trained["recipe"] == "small":
@@ -1359,10 +1356,15 @@ if trained["recipe"] == "small":
         panel.axhline(1, color=COLORS["floor"], linestyle="--", label="guessing the mean")
         panel.set(title=title, xlabel="step", ylabel="squared error (share)")
         panel.legend()
+    hint = (
+        "The warm-up's errors, on sound alone; 1 is guessing the mean. Still falling at the end: "
+        "more steps (small.steps) would teach more."
+    )
     moved = f"{len(table)} steps without labels, then a line and trees"
     if "thaw" in trained:
         tried = trained["thaw"]
         moved += f"; thawing {'kept' if tried['kept'] else 'dropped'} (gain {tried['gain']:+.4f})"
+        hint += " vit_history.json has the epochs of the thawing."
 else:
     table = pd.DataFrame(trained["epochs"]).set_index("epoch")
     figure, axes = subplots(1, 3, size=(3.8, 2.8))
@@ -1381,7 +1383,12 @@ else:
         panel.axvline(trained["best_epoch"], color=COLORS["floor"], linestyle="--")
     for panel in axes[:2]:
         panel.legend()
+    hint = (
+        "Epochs right of the dashed line were thrown away: the validation songs got no better. "
+        "The right panel shows how much could move."
+    )
     moved = f"best epoch {trained['best_epoch']} of {len(table)}"
+print(hint)
 run.headline(
     "11_vit_training",
     f"recipe {trained['recipe']}: {moved}; validation loss "

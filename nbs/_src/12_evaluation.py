@@ -2948,12 +2948,12 @@ assert "mine.wav" in drop.told.value and drop.sounds[1].value[:4] == b"RIFF"
 before = drop.picture.value
 drop.axis.value = 0
 assert drop.picture.value[1:4] == b"PNG" and drop.picture.value != before
-drop.take("text.mp3", b"words")
-assert drop.told.value.startswith("text.mp3: cannot be read as sound")
-drop.show("text.mp3")
+drop.take("text.wav", b"words")
+assert drop.told.value.startswith("text.wav: cannot be read as sound")
+drop.show("text.wav")
 test_eq(
     (drop.told.value, drop.answer.layout.display),
-    ("text.mp3: there is no such file; name one that is there", "none"),
+    ("text.wav: there is no such file; name one that is there", "none"),
 )
 drop.box
 
@@ -2968,11 +2968,14 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
+import shlex
+
 from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
 from musemo.data import about_data, decode
+from musemo.form import config_command
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.opening import open_run
@@ -3077,7 +3080,8 @@ if found := load_folds(run, config):
     if found["leakage"]:
         display(leakage_table(found))
 else:
-    print(f"Not measured: musemo evaluate --out {run.folder}, with this run's data and preset.")
+    command = f"{config_command(config, 'evaluate')} --out {shlex.quote(str(run.folder))}"
+    print(f"Not measured yet. This does it: {command}")
 
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
