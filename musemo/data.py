@@ -6,7 +6,7 @@
 __all__ = ['AUDIO_SUFFIXES', 'REASONS', 'Sources', 'find_deam', 'find_data', 'decode', 'cached_log_mel', 'extract_log_mels',
            'list_songs', 'about_data', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #d6d64534
+# %% ../nbs/03_data.ipynb #1e01ea9b
 import hashlib
 import os
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from joblib import delayed
+from joblib import cpu_count, delayed
 
 from musemo.annotations import (
     LABELS,
@@ -110,7 +110,7 @@ def decode(
             ) from error
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #13de7dc9
+# %% ../nbs/03_data.ipynb #9af00045
 def _recall(path: Path) -> np.ndarray | None:  # (M, T)
     "Read a spectrogram out of the cache; None where it is not there, or damaged."
     try:
@@ -157,7 +157,7 @@ def extract_log_mels(
     least = {"threading": 1, "loky": 256}.get(config.data.backend)
     workers = -1  # a cluster knows itself how many it has
     if least:
-        workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // least))
+        workers = config.data.workers or max(1, min(cpu_count(), len(paths) // least))
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths

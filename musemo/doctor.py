@@ -18,6 +18,7 @@ import soundfile
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from joblib import cpu_count
 from packaging.requirements import Requirement
 
 from musemo import __version__
@@ -84,7 +85,7 @@ def check_machine() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 1e9
     yield Finding("Python", f"{platform.python_version()}, musemo {__version__}")
     advice = "the demo needs 4 GB; lower dataset.batch_size" if memory < 4 else ""
-    yield Finding("cores and memory", f"{os.cpu_count()} cores, {memory:.0f} GB", advice)
+    yield Finding("cores and memory", f"{cpu_count()} cores, {memory:.0f} GB", advice)
     advice = "a run of DEAM takes some 5 GB: name another --out" if free < 5 else ""
     yield Finding("free disk here", f"{free:.0f} GB", advice)
     device = pick_device()

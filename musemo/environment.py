@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['version_of', 'start_run']
 
-# %% ../nbs/01_core.ipynb #ce63ca5e
-import os
+# %% ../nbs/01_core.ipynb #57fcb39f
 import platform
 from importlib import metadata
 
+import joblib
 import torch
 
 from .core import Run, pick_device, pick_precision
 
-# %% ../nbs/01_core.ipynb #fcb22d82
+# %% ../nbs/01_core.ipynb #6e2f5a0f
 _packages = "musemo torch accelerate transformers librosa soundfile soxr numpy scipy pandas"
 _packages += " scikit-learn matplotlib"
 
@@ -31,7 +31,7 @@ def start_run(run: Run, config) -> dict:  # versions, machine, device
     environment = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": joblib.cpu_count(),  # that this process may use
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),

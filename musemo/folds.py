@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from musemo.annotations import LABELS
 from musemo.config import Config
@@ -138,8 +137,7 @@ def answer_baselines(fold: Run, config: Config) -> None:
 
 def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, workers: int):
     "Make one arm's answers on one fold, where they are not there yet."
-    torch.set_num_threads(max(1, os.cpu_count() // workers))
-    apart = workers > 1  # in a process of its own
+    apart = workers > 1  # in a process of its own, to which joblib gives its share of the cores
     if apart:
         os.environ["MUSEMO_QUIET"] = "1"  # its bars would write over the others'
     begun, name = time.monotonic(), f"seed{place[0]}-fold{place[1]}-{arm}"

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'FEW', 'check_format', 'SharedModel', 'EmotionModel', 'read_reach', 'model_of_run', 'predict_many', 'follow_song', 'open_model', 'export_model', 'push_model']
 
-# %% ../nbs/12_evaluation.ipynb #edfae323
+# %% ../nbs/12_evaluation.ipynb #3da60dc0
 import math
 import os
 import re
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from joblib import cpu_count
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -84,7 +85,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #e5bae215
+# %% ../nbs/12_evaluation.ipynb #244c3dfb
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -143,7 +144,7 @@ class EmotionModel(nn.Module, SharedModel):
         self, songs: Iterable, sample_rate: int | None = None
     ) -> list[dict | MusemoError]:  # in order; what cannot be predicted is its reason
         "Predict many songs, windows of several in one batch; a bad one does not stop the others."
-        return predict_many(self, songs, sample_rate, workers=os.cpu_count())
+        return predict_many(self, songs, sample_rate, workers=cpu_count())
 
     def curve(
         self,

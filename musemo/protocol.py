@@ -1,13 +1,12 @@
 """Repeated folds: every arm on each fold of each seed, its figures, and what they say."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from joblib import delayed
+from joblib import cpu_count, delayed
 
 from musemo.annotations import LABELS
 from musemo.config import Config
@@ -151,7 +150,7 @@ def evaluate_folds(
 ) -> dict:  # the content of folds.json
     "Train and judge each arm on each fold of each seed; goes on where it was cut off."
     check_folds(run, config, folds=folds, seeds=seeds, arms=arms)
-    workers = workers or (os.cpu_count() if pick_device(config.device).type == "cpu" else 1)
+    workers = workers or (cpu_count() if pick_device(config.device).type == "cpu" else 1)
     places = [(seed, fold, folds) for seed in range(seeds) for fold in range(folds)]
     for n, arm in enumerate(arms, 1):
         jobs = (delayed(judge_fold)(run, config, place, arm, workers) for place in places)

@@ -136,7 +136,7 @@ def look_at_machine(monkeypatch, *, memory, free, gpus=()):
     "Look at a machine with 3 cores, so many bytes of memory and free disk, and these GPUs."
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=memory))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(doctor, "cpu_count", lambda: 3)
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))

@@ -73,7 +73,8 @@ def test_one_configuration_gives_the_same_bytes(smoke_run, small_config, tmp_pat
         for stage in section.stages(small_config):
             stage.make(run, small_config)
     sounds = [str(path.relative_to(smoke_run)) for path in smoke_run.rglob("*.wav")]
-    assert len(sounds) == 2 * 5 + 25  # emotions, real songs beside them, the plane
+    # Emotions and real songs beside them, each generator's calm and aroused window, the plane.
+    assert len(sounds) == 2 * 5 + 2 * (len(small_config.generators) + 1) + 25
     for name in ARTIFACTS + sounds:
         if name != "config.json" and not name.endswith("_times.json"):
             assert run.path(name).read_bytes() == (smoke_run / name).read_bytes(), name

@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 # %%
 #| export environment
-import os
 import platform
 from importlib import metadata
 
+import joblib
 import torch
 
 from musemo.core import Run, pick_device, pick_precision
@@ -737,7 +737,7 @@ def start_run(run: Run, config) -> dict:  # versions, machine, device
     environment = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": joblib.cpu_count(),  # that this process may use
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "precision": str(pick_precision(device, config.precision)).removeprefix("torch."),

@@ -73,7 +73,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from joblib import delayed
+from joblib import cpu_count, delayed
 
 from musemo.annotations import (
     LABELS,
@@ -995,7 +995,7 @@ def extract_log_mels(
     least = {"threading": 1, "loky": 256}.get(config.data.backend)
     workers = -1  # a cluster knows itself how many it has
     if least:
-        workers = config.data.workers or max(1, min(os.cpu_count(), len(paths) // least))
+        workers = config.data.workers or max(1, min(cpu_count(), len(paths) // least))
     jobs = (
         delayed(cached_log_mel)(path, config.audio, cache, config.data.min_seconds)
         for path in paths

@@ -2352,6 +2352,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from joblib import cpu_count
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -2480,7 +2481,7 @@ class EmotionModel(nn.Module, SharedModel):
         self, songs: Iterable, sample_rate: int | None = None
     ) -> list[dict | MusemoError]:  # in order; what cannot be predicted is its reason
         "Predict many songs, windows of several in one batch; a bad one does not stop the others."
-        return predict_many(self, songs, sample_rate, workers=os.cpu_count())
+        return predict_many(self, songs, sample_rate, workers=cpu_count())
 
     def curve(
         self,
