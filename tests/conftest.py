@@ -27,6 +27,7 @@ in_chromium = pytest.mark.skipif(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Keep tests of one file in one worker, and those of the smoke run in another: it is made once."
     for item in items:

@@ -388,3 +388,10 @@ def test_every_error_says_what_to_do():
                 if raised and not NEXT_STEP.search(own_words(node.args[0], constants)):
                     silent.append(f"{module}: {ast.unparse(node.args[0])}")
     assert set(silent) == set(PASSES_ON)
+
+
+def test_what_is_made_once_for_several_tests_is_made_in_one_process(request):
+    "Workers that ignored the groups would each make the smoke run, and say nothing."
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("only with several workers: -n 2 --dist loadgroup")
+    assert request.node.nodeid.endswith("@test_forms")
