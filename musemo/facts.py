@@ -1,6 +1,5 @@
 """What a run found, read from its artifacts: the facts that its page and a comparison tell."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from musemo.core import MusemoError, Run
 from musemo.data import about_data
 from musemo.intervals import say_intervals
 from musemo.pages import count
-from musemo.presets import changed_values, look_up, make_config
+from musemo.presets import changed_values, config_command, look_up, make_config
 from musemo.quality_record import explain_quality
 from musemo.score_parts import join_parts, place_part
 from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds, say_what_it_is_worth
@@ -157,12 +156,10 @@ def changed_settings(config: Config) -> dict[str, tuple]:  # field -> preset's v
 
 def command_line(command: str, run: Run, config: Config) -> str:
     "Write the command that does something with this run's own configuration."
-    data = config.data.path if Path(config.data.path).exists() else "WHERE_THE_SONGS_LIE"
-    words = ["musemo", command, "--preset", config.preset, "--data", data]
-    for name, (_, value) in changed_settings(config).items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        words += ["--set", f"{name}={text}"]
-    return shlex.join([*words, "--out", str(run.folder.resolve())])
+    path = config.data.path if Path(config.data.path).exists() else "WHERE_THE_SONGS_LIE"
+    data = config.data.model_copy(update={"path": path})
+    told = config_command(config.model_copy(update={"data": data}), command)
+    return f"{told} --out {shlex.quote(str(run.folder.resolve()))}"
 
 
 def warn(config: Config, facts: dict) -> list[str]:

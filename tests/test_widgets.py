@@ -21,9 +21,16 @@ from musemo.cli_options import configure
 from musemo.core import MusemoError, Run
 from musemo.drop_song import SongDrop
 from musemo.drop_zone import open_drop_zone
-from musemo.form import ConfigForm, config_call, config_command
+from musemo.form import ConfigForm
 from musemo.prediction import EmotionModel
-from musemo.presets import PRESETS, field_table, flatten, make_config
+from musemo.presets import (
+    PRESETS,
+    config_call,
+    config_command,
+    field_table,
+    flatten,
+    make_config,
+)
 from musemo.song_browser import SongBrowser
 from tests.conftest import CHROMIUM, in_chromium
 
@@ -81,8 +88,9 @@ def test_what_the_form_shows_makes_the_same_configuration(tmp_path):
     config = make_config("demo", values)
     assert eval(config_call(config)) == config
     words = shlex.split(config_command(config))
-    assert words[:4] == ["musemo", "run", "--preset", "demo"] and set(words[4::2]) == {"--set"}
-    assert flatten(configure(words[3], words[5::2])) == flatten(config)
+    assert words[:5] == ["musemo", "run", "--preset", "demo", "--data"]
+    assert set(words[6::2]) == {"--set"}
+    assert flatten(configure(words[3], words[7::2], path=words[5])) == flatten(config)
 
 
 def test_a_click_on_the_plane_shows_and_plays_the_nearest_song(smoke_run, small_config):

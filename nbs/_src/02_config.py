@@ -54,6 +54,7 @@ from musemo.vit_settings import (
 # %%
 #| export presets
 import json
+import shlex
 
 import pandas as pd
 from pydantic import BaseModel, ValidationError
@@ -74,8 +75,6 @@ from musemo.core import MusemoError
 # %%
 #| export form
 import html
-import json
-import shlex
 from typing import Literal, get_args, get_origin
 
 import ipywidgets
@@ -84,7 +83,10 @@ from IPython.display import HTML
 from musemo.config import Config
 from musemo.presets import (
     PRESETS,
+    as_setting,
     changed_values,
+    config_call,
+    config_command,
     field_info,
     field_table,
     find_faults,
@@ -1066,8 +1068,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %%
-#| export form
-def _as_text(value) -> str:
+#| export presets
+def as_setting(value) -> str:
     "Write a value as --set takes it."
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -1080,9 +1082,12 @@ def config_call(config: Config) -> str:
 
 def config_command(config: Config, command: str = "run") -> str:
     "Write the command that runs a configuration, or evaluates it."
-    values = changed_values(config).items()
-    settings = [f"--set {shlex.quote(f'{name}={_as_text(value)}')}" for name, value in values]
-    return " ".join(["musemo", command, "--preset", config.preset, *settings])
+    values = changed_values(config)
+    data = values.pop("data.path", "")
+    words = ["musemo", command, "--preset", config.preset, *(["--data", data] if data else [])]
+    for name, value in values.items():
+        words += ["--set", f"{name}={as_setting(value)}"]
+    return shlex.join(words)
 
 
 # %%
@@ -1114,7 +1119,7 @@ def field_control(
         return ipywidgets.Dropdown(options=get_args(kind), value=value, **options)
     if kind is bool:
         return ipywidgets.Checkbox(value=value, indent=True, **options)
-    return ipywidgets.Text(value=_as_text(value), continuous_update=False, **options)
+    return ipywidgets.Text(value=as_setting(value), continuous_update=False, **options)
 
 
 def field_note(
@@ -1132,7 +1137,7 @@ def field_note(
         color = "color: var(--jp-error-color1, #c00000)"  # the notebook's own, light or dark
         more = f"<br><strong role='alert' style='{color}'>{html.escape(fault)}</strong>"
     elif preset is not None:
-        more = f"<br><strong>changed; the preset has {html.escape(_as_text(preset))}</strong>"
+        more = f"<br><strong>changed; the preset has {html.escape(as_setting(preset))}</strong>"
     return f"<div style='line-height: 1.3'>{told}{more}</div>"
 
 
@@ -1184,7 +1189,7 @@ class ConfigForm:
         self.filling = True  # the controls follow, and must not answer
         for name, control in self.controls.items():
             value = self.values.get(name, look_up(self.start, name))
-            control.value = _as_text(value) if isinstance(control, ipywidgets.Text) else value
+            control.value = as_setting(value) if isinstance(control, ipywidgets.Text) else value
         self.filling = False
         self.check()
 
@@ -1230,7 +1235,7 @@ class ConfigForm:
             return
         start = look_up(self.start, name)
         self.values.pop(name, None)
-        if value != (_as_text(start) if isinstance(value, str) else start):
+        if value != (as_setting(start) if isinstance(value, str) else start):
             self.values[name] = value
         self.check()
 
@@ -1274,7 +1279,7 @@ def list_fields(config: Config) -> HTML:
     parts: dict = {}
     for name, value in flatten(config).items():
         note = field_note(name, preset=look_up(start, name) if name in changed else None)
-        told = f"<dt>{name} = {html.escape(_as_text(value))}</dt><dd>{note}</dd>"
+        told = f"<dt>{name} = {html.escape(as_setting(value))}</dt><dd>{note}</dd>"
         parts.setdefault(name.rpartition(".")[0] or "general", []).append(told)
     blocks = [
         f"<details><summary>{name}, {len(x)} fields</summary><dl>{''.join(x)}</dl></details>"

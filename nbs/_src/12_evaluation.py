@@ -2976,10 +2976,10 @@ from IPython.display import display
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
 from musemo.core import player
 from musemo.data import about_data, decode
-from musemo.form import config_command
 from musemo.intervals import say_intervals
 from musemo.listening import middle
 from musemo.opening import open_run
+from musemo.presets import config_command
 from musemo.song_browser import song_files
 from musemo.verdict import folds_tables, leakage_table
 
