@@ -14,7 +14,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .core import MusemoError, progress
 
-# %% ../nbs/03_data.ipynb #a8845600
+# %% ../nbs/03_data.ipynb #36f37ce1
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
     "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
@@ -49,7 +49,8 @@ def run_jobs(
     "Run jobs beside each other, with a progress bar; raises MusemoError where a process dies."
     try:
         with _backend(backend):
-            results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
+            form = "list" if backend == "ray" else "generator"  # ray's joblib has lists only
+            results = Parallel(n_jobs=workers, return_as=form, max_nbytes=None)(jobs)
             return list(progress(results, desc=desc, total=total))
     except TerminatedWorkerError as error:
         raise MusemoError(

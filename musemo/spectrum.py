@@ -3,9 +3,8 @@
 # %% auto #0
 __all__ = ['FEW_FRAMES', 'STRETCH', 'mel_bank', 'short_time', 'squared', 'sparse_bank', 'mel_power', 'wave_log_mel', 'sounding_part', 'trim_silence', 'log_mel_of', 'stream_log_mel']
 
-# %% ../nbs/03_data.ipynb #22fde736
+# %% ../nbs/03_data.ipynb #df9d7fb9
 from collections.abc import Iterable, Iterator
-from functools import cache
 from itertools import chain
 
 import librosa
@@ -17,11 +16,22 @@ from scipy.sparse import csr_array
 from .config import AudioConfig
 from .sound_files import resample
 
-# %% ../nbs/03_data.ipynb #3579bd18
-@cache
+# %% ../nbs/03_data.ipynb #9018caa8
+class _Kept(dict):
+    "What a process makes once. Sent to another it is empty; what functools.cache wraps cannot go."
+
+    def __reduce__(self):
+        return _Kept, ()
+
+
+_banks = _Kept()
+
+
 def mel_bank(audio: AudioConfig) -> torch.Tensor:
     "Make librosa's mel filters (Slaney), (M, n_fft / 2 + 1)."
-    return torch.from_numpy(librosa.filters.mel(**audio.mel))
+    if ("dense", audio) not in _banks:
+        _banks["dense", audio] = torch.from_numpy(librosa.filters.mel(**audio.mel))
+    return _banks["dense", audio]
 
 
 def short_time(
@@ -39,15 +49,16 @@ def squared(values: torch.Tensor) -> torch.Tensor:
     "Square the magnitude of complex values."
     return values.real.square().addcmul_(values.imag, values.imag)
 
-# %% ../nbs/03_data.ipynb #92692317
+# %% ../nbs/03_data.ipynb #c3fb07b6
 FEW_FRAMES = 64  # transformed at once: sets the time, not the result
 
 
-@cache
 def sparse_bank(audio: AudioConfig) -> csr_array:
     "Make the mel filters without their zeros, (M, bins up to the highest that is heard)."
-    bank = mel_bank(audio).numpy()
-    return csr_array(bank[:, : np.flatnonzero(bank.any(axis=0))[-1] + 1])
+    if ("sparse", audio) not in _banks:
+        bank = mel_bank(audio).numpy()
+        _banks["sparse", audio] = csr_array(bank[:, : np.flatnonzero(bank.any(axis=0))[-1] + 1])
+    return _banks["sparse", audio]
 
 
 def mel_power(

@@ -349,6 +349,17 @@ if __name__ == "__main__":
         assert far.read_bytes() == Path(where).read_bytes()
 
 
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_a_run_decodes_in_processes_of_its_own(backend, small_config, tmp_path):
+    "In a notebook, where what a job needs is defined by cells and not by a package."
+    left = []
+    for name in ("threading", backend):
+        values = {"data__backend": name, "data__workers": 2, "data__cache": str(tmp_path / name)}
+        run_suite(changed_config(small_config, **values), tmp_path / f"run {name}", until=3)
+        left.append((tmp_path / f"run {name}/logmel.npy").read_bytes())
+    assert left[0] == left[1]
+
+
 def test_a_cluster_that_is_not_there_is_one_clear_error(monkeypatch):
     from joblib import delayed
 

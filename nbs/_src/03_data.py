@@ -37,7 +37,6 @@ from musemo.core import MusemoError
 # %%
 #| export spectrum
 from collections.abc import Iterable, Iterator
-from functools import cache
 from itertools import chain
 
 import librosa
@@ -725,10 +724,21 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %%
 #| export spectrum
-@cache
+class _Kept(dict):
+    "What a process makes once. Sent to another it is empty; what functools.cache wraps cannot go."
+
+    def __reduce__(self):
+        return _Kept, ()
+
+
+_banks = _Kept()
+
+
 def mel_bank(audio: AudioConfig) -> torch.Tensor:
     "Make librosa's mel filters (Slaney), (M, n_fft / 2 + 1)."
-    return torch.from_numpy(librosa.filters.mel(**audio.mel))
+    if ("dense", audio) not in _banks:
+        _banks["dense", audio] = torch.from_numpy(librosa.filters.mel(**audio.mel))
+    return _banks["dense", audio]
 
 
 def short_time(
@@ -757,11 +767,12 @@ def squared(values: torch.Tensor) -> torch.Tensor:
 FEW_FRAMES = 64  # transformed at once: sets the time, not the result
 
 
-@cache
 def sparse_bank(audio: AudioConfig) -> csr_array:
     "Make the mel filters without their zeros, (M, bins up to the highest that is heard)."
-    bank = mel_bank(audio).numpy()
-    return csr_array(bank[:, : np.flatnonzero(bank.any(axis=0))[-1] + 1])
+    if ("sparse", audio) not in _banks:
+        bank = mel_bank(audio).numpy()
+        _banks["sparse", audio] = csr_array(bank[:, : np.flatnonzero(bank.any(axis=0))[-1] + 1])
+    return _banks["sparse", audio]
 
 
 def mel_power(
@@ -935,7 +946,8 @@ def run_jobs(
     "Run jobs beside each other, with a progress bar; raises MusemoError where a process dies."
     try:
         with _backend(backend):
-            results = Parallel(n_jobs=workers, return_as="generator", max_nbytes=None)(jobs)
+            form = "list" if backend == "ray" else "generator"  # ray's joblib has lists only
+            results = Parallel(n_jobs=workers, return_as=form, max_nbytes=None)(jobs)
             return list(progress(results, desc=desc, total=total))
     except TerminatedWorkerError as error:
         raise MusemoError(
