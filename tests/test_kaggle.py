@@ -524,7 +524,8 @@ def test_the_kaggle_kernel_runs_alone(kernel_run):
     assert "import musemo" not in source and "from musemo" not in source
     run, executed = kernel_run
     assert run.has(*ARTIFACTS)
-    assert len(list(run.folder.rglob("*.wav"))) == 2 * 5 + 25  # emotions, real ones, the plane
+    # Emotions and real songs, each of three generators and a real song twice, the plane.
+    assert len(list(run.folder.rglob("*.wav"))) == 2 * 5 + 2 * (3 + 1) + 25
     # The log: a line a section, and no progress bar of this short run.
     streams = [out for cell in executed.cells for out in cell.get("outputs", []) if "name" in out]
     log = "".join(out.text for out in streams if out.name == "stdout")

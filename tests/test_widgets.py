@@ -195,7 +195,7 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     for name in ("02_config", "03_data", "08_audio", "12_evaluation"):
         assert "widget-view" not in pages[name] and len(pages[name]) < 15e6
     blocks = re.findall(r"<pre[^>]*>([^<]*)</pre>", pages["02_config"])  # to copy, each alone
-    assert sum(x.startswith("musemo run --preset smoke --set") for x in blocks) == 1
+    assert sum(x.startswith("musemo run --preset smoke --data") for x in blocks) == 1
     assert sum(x.startswith("make_config(") and x.endswith(")") for x in blocks) == 1
     assert (
         "data.demo_songs" in pages["02_config"] and "composed where no data" in pages["02_config"]
