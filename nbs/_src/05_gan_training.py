@@ -1046,7 +1046,9 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # The residual GAN's penalty is strong for the sake of longer trainings. With .1, and notes not
 # shown, there were 60 points at 156 steps and 46 at 468; with 3 and notes, 624 steps gave 70 (67 to
-# 74; seeds 0-2) where 234 gave 67 (the generator of the last row).
+# 74; seeds 0-2) where 234 gave 67 (the generator of the last row). A longer training wants the
+# faster discriminator: at 624 steps 68 (65 to 70) at five times the generator's rate, 64 (56 to 69)
+# at twice (seeds 0-2).
 
 # %% [markdown]
 # ## The flow's step
