@@ -1,6 +1,5 @@
 """What a run found, read from its artifacts: the facts that its page and a comparison tell."""
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,8 +157,8 @@ def command_line(command: str, run: Run, config: Config) -> str:
     "Write the command that does something with this run's own configuration."
     path = config.data.path if Path(config.data.path).exists() else "WHERE_THE_SONGS_LIE"
     data = config.data.model_copy(update={"path": path})
-    told = config_command(config.model_copy(update={"data": data}), command)
-    return f"{told} --out {shlex.quote(str(run.folder.resolve()))}"
+    config = config.model_copy(update={"data": data})
+    return config_command(config, command, out=run.folder.resolve())
 
 
 def warn(config: Config, facts: dict) -> list[str]:

@@ -209,7 +209,7 @@ def save_config(run, config: Config) -> pd.DataFrame:
     run.save("config.json", config_record(config))
     return field_table(config)
 
-# %% ../nbs/02_config.ipynb #dfad63f1
+# %% ../nbs/02_config.ipynb #fbe1a9ae
 def as_setting(value) -> str:
     "Write a value as --set takes it."
     return value if isinstance(value, str) else json.dumps(value)
@@ -221,11 +221,16 @@ def config_call(config: Config) -> str:
     return f"make_config({config.preset!r}{f', {values!r}' if values else ''})"
 
 
-def config_command(config: Config, command: str = "run") -> str:
+def config_command(
+    config: Config,
+    command: str = "run",  # or evaluate
+    *,
+    out: object = "",  # the run's folder; empty: the command's own choice
+) -> str:
     "Write the command that runs a configuration, or evaluates it."
     values = changed_values(config)
     data = values.pop("data.path", "")
     words = ["musemo", command, "--preset", config.preset, *(["--data", data] if data else [])]
     for name, value in values.items():
         words += ["--set", f"{name}={as_setting(value)}"]
-    return shlex.join(words)
+    return shlex.join([*words, *(["--out", str(out)] if out else [])])

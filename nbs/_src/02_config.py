@@ -1080,14 +1080,19 @@ def config_call(config: Config) -> str:
     return f"make_config({config.preset!r}{f', {values!r}' if values else ''})"
 
 
-def config_command(config: Config, command: str = "run") -> str:
+def config_command(
+    config: Config,
+    command: str = "run",  # or evaluate
+    *,
+    out: object = "",  # the run's folder; empty: the command's own choice
+) -> str:
     "Write the command that runs a configuration, or evaluates it."
     values = changed_values(config)
     data = values.pop("data.path", "")
     words = ["musemo", command, "--preset", config.preset, *(["--data", data] if data else [])]
     for name, value in values.items():
         words += ["--set", f"{name}={as_setting(value)}"]
-    return shlex.join(words)
+    return shlex.join([*words, *(["--out", str(out)] if out else [])])
 
 
 # %%

@@ -2969,8 +2969,6 @@ run_folder = None  # a run's folder; None: a run at the smoke size, made on the 
 
 # %%
 #| hide
-import shlex
-
 from IPython.display import display
 
 from musemo.audio import invert_log_mel, keep_from_clipping, plot_in_pairs
@@ -3081,8 +3079,7 @@ if found := load_folds(run, config):
     if found["leakage"]:
         display(leakage_table(found))
 else:
-    command = f"{config_command(config, 'evaluate')} --out {shlex.quote(str(run.folder))}"
-    print(f"Not measured yet. This does it: {command}")
+    print("Not measured yet. This does it:", config_command(config, "evaluate", out=run.folder))
 
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
