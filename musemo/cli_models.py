@@ -48,6 +48,7 @@ def predict(
         raise MusemoError(f"--out {out}: is where curves go; add --curve, or leave it out")
     songs = [song.expanduser() for song in songs]
     opened = open_model(model or _last_run())
+    out = out and out.expanduser()
     said = opened.predict_all(progress(songs, desc="songs"))
     if curve:
         said = answer_curves(opened.curve, progress(songs, desc="curves"), said, out)

@@ -66,9 +66,9 @@ def configure(preset: str, settings: list[str], **values: str | None) -> Config:
     chosen = dict(setting.split("=", 1) for setting in settings)
     chosen |= {f"data.{name}": value for name, value in values.items() if value}
     # Sections run in folders of their own: a path must mean the same there.
-    for name in ("data.path", "data.cache", "vit.weights"):
+    for name in ("data.path", "data.cache", "vit.weights", "quality.embedding"):
         path = Path(chosen.get(name, "")).expanduser()
-        if name in chosen and (path.exists() or name != "vit.weights"):
+        if name in chosen and (path.exists() or name.startswith("data.")):
             chosen[name] = str(path.resolve())
     try:
         return make_config(preset, chosen)
@@ -81,6 +81,6 @@ def configure(preset: str, settings: list[str], **values: str | None) -> Config:
 def run_folder(config: Config, preset: str, out: Path | None) -> Path:
     "Choose a run's folder: the one asked for, or one named like data and preset."
     if out is not None:
-        return out
+        return out.expanduser()
     data = Path(config.data.path).stem
     return Path("runs") / (f"{data}-{preset}".removesuffix("-demo") if data else preset)

@@ -105,7 +105,7 @@ def rerun(
     from musemo.pipeline import rerun as make_again
 
     run = Run(folder.expanduser().resolve())
-    out = out or run.folder.with_name(f"{run.folder.name}-again")
+    out = (out or run.folder.with_name(f"{run.folder.name}-again")).expanduser()
     if tracker:
         follow_with(tracker, out)
     index, found = make_again(run, out)
@@ -140,7 +140,7 @@ def evaluate(
 
     Example: musemo evaluate --data ~/deam --folds 5 --seeds 3 --no-generated
     """
-    from musemo.protocol import evaluate_folds, show_folds, working_folds
+    from musemo.protocol import evaluate_folds, show_folds, show_on_page, working_folds
 
     config = configure(preset, settings, path=data, scale=scale)
     arms = ["model", *["augmented", "generated"] * generated, *["leaky"] * leakage]
@@ -151,6 +151,7 @@ def evaluate(
         record = evaluate_folds(run, config, folds=folds, seeds=seeds, arms=arms, workers=workers)
     typer.echo(show_folds(record))
     typer.echo(f"figures: {run.path('folds.json')}")
+    show_on_page(run, config)
 
 
 def compare(

@@ -131,7 +131,7 @@ class QualityConfig(Section):
         0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
     )
 
-# %% ../nbs/02_config.ipynb #60c92ea9
+# %% ../nbs/02_config.ipynb #2d6bb9c7
 EMOTIONS = {
     "sad_calm": (-0.8, -0.6),
     "happy_energetic": (0.8, 0.7),
@@ -158,7 +158,7 @@ class SynthesisConfig(Section):
     plane_side: int = setting(5, "points", "a side of the valence-arousal grid", ge=2, le=9)
     plane_reach: float = setting(0.8, "[-1, 1]", "where the grid ends", gt=0, le=1)
     generator: Literal["best", "gan", "residual", "flow"] = setting(
-        "best", "-", "best: of section 6's score"
+        "best", "-", "best: by section 6's score on the validation songs"
     )
 
 
@@ -172,7 +172,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #67e96a5a
+# %% ../nbs/02_config.ipynb #1cd3fc8c
 class Config(Section):
     "Everything that a run depends on."
 
@@ -228,6 +228,12 @@ class Config(Section):
         if self.training.recipe == "small" and (side or not scratch):
             raise ValueError(
                 "training.recipe = small goes with vit.weights=scratch and dataset.image_size=0"
+            )
+        patches = self.window // self.vit.patch
+        visible = round(patches * (1 - self.small.hidden_share))
+        if self.training.recipe == "small" and not 0 < visible < patches:
+            raise ValueError(
+                f"small.hidden_share must hide some of a window's {patches} patches, and not all"
             )
         if self.training.recipe == "small" and self.augmentation.mixup and not self.small.thaw:
             raise ValueError("augmentation.mixup goes with training.recipe=spec or small.thaw=true")

@@ -36,7 +36,7 @@ from .sound_files import CONVERT, open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 from .splitting import group_songs, split_songs
 
-# %% ../nbs/03_data.ipynb #9ce71b2b
+# %% ../nbs/03_data.ipynb #f5d8ecaa
 @dataclass(frozen=True)
 class Sources:
     "Where the tables and the sound of a data set lie."
@@ -57,10 +57,17 @@ def find_deam(
     tables, dynamic, metadata, audio = {}, {}, {}, {}
     for folder, folders, names in os.walk(root):
         folders.sort()
+        if "run.json" in names:  # a run of the suite's: its songs are none of the data set
+            folders.clear()
+            continue
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                tables.setdefault(plain, path)
+                if tables.setdefault(plain, path).read_bytes() != path.read_bytes():
+                    raise MusemoError(
+                        f"data.path = {str(root)!r}: {tables[plain]} and {path} are two tables of "
+                        "one name; name a folder that holds one of them"
+                    )
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
             ):
@@ -205,7 +212,7 @@ def list_songs(
     songs.loc[songs["file"] == "", "status"] = "no_audio"
     return songs, audit, files
 
-# %% ../nbs/03_data.ipynb #25e99e4d
+# %% ../nbs/03_data.ipynb #1b03a586
 def about_data(config: Config) -> str:  # "" where it says nothing
     "Read what a data set says of itself, in its README.txt."
     path = Path(config.data.path).expanduser() / "README.txt"
@@ -240,6 +247,7 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
     contents = {i: Path(where).stem.partition("-")[0] for i, (_, where) in found.items()}
+    songs["content"] = pd.Series(contents, dtype=str).where(songs["status"] == "ok", "")
     songs = _split_usable(songs, contents, config)
     # A part lies in one piece, so that it can be read without a copy.
     usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index

@@ -134,7 +134,7 @@ class EpochSampler(Sampler):
         self.epoch += 1
         return iter(keys.tolist())
 
-# %% ../nbs/09_dataset.ipynb #e0d500bd
+# %% ../nbs/09_dataset.ipynb #c969afe3
 def load_synthetic(
     run: Run,
     width: int,  # frames that the ViT's windows have
@@ -145,7 +145,7 @@ def load_synthetic(
     if len(rows) and windows.shape[-1] != width:
         raise MusemoError(
             f"synthetic.npy: windows of {windows.shape[-1]} frames, the ViT sees {width}; "
-            "make them again with gan.frames equal to the window (--from 5)"
+            "make them again (--from 7)"
         )
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
     return take_rows(windows, rows), labels

@@ -13,7 +13,7 @@ from .core import MusemoError, autocast, progress
 from .flow import Flow
 from .gan import Generator
 
-# %% ../nbs/04_gan.ipynb #c6628fc0
+# %% ../nbs/04_gan.ipynb #238dd4e1
 def check_conditions(
     conditions: np.ndarray,  # (K, 2) valence and arousal
     what: str = "condition",  # they are, for the message
@@ -38,9 +38,9 @@ def row_noise(
 ) -> torch.Tensor:  # (B, size) standard normal
     "Draw the noise of each row from its own seed, on the CPU whatever the device."
     rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, size)
+    return torch.stack(rows)
 
-# %% ../nbs/04_gan.ipynb #1e4044fd
+# %% ../nbs/04_gan.ipynb #38130e2e
 @torch.inference_mode()
 def generate(
     generator: nn.Module,  # noise_size(T); (B, noise_size), (B, 2), T -> (B, 1, M, T) in [-1, 1]
@@ -61,8 +61,10 @@ def generate(
             "rows may share theirs"
         )
     generator, size = generator.to(device).eval(), generator.noise_size(frames)
-    # Without conditions one batch of no rows still says how many bands there are.
-    for start in progress(range(0, max(len(conditions), 1), batch_size), desc="drawing"):
+    count = len(conditions)
+    if not count:  # one piece is drawn and left out: it says how many bands there are
+        conditions, seeds = torch.zeros(1, 2), [0]
+    for start in progress(range(0, len(conditions), batch_size), desc="drawing"):
         asked = conditions[start : start + batch_size]
         noise = row_noise(seeds[start : start + batch_size], size)
         with autocast(device, precision):
@@ -71,8 +73,8 @@ def generate(
         if not np.isfinite(pieces).all():
             raise MusemoError(f"the generator drew NaN after row {start}: train it again")
         if out is None:
-            out = np.empty((len(conditions), *pieces.shape[1:]), dtype=np.float16)
-        out[start : start + batch_size] = np.clip(pieces, -1, 1)
+            out = np.empty((count, *pieces.shape[1:]), dtype=np.float16)
+        out[start : start + batch_size] = np.clip(pieces[: count - start], -1, 1)
     return out
 
 # %% ../nbs/04_gan.ipynb #9ef1b804

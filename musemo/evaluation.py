@@ -132,7 +132,7 @@ def pick_columns(table: pd.DataFrame, name: str = "") -> np.ndarray:  # (N, 2)
     "Take valence and arousal as rated, or as someone predicted them."
     return table[[f"{axis}_{name}".rstrip("_") for axis in ("valence", "arousal")]].to_numpy()
 
-# %% ../nbs/12_evaluation.ipynb #63c465a3
+# %% ../nbs/12_evaluation.ipynb #b92618d9
 def score_predictions(
     test: pd.DataFrame,  # test songs, from predict_parts
     *,
@@ -145,20 +145,20 @@ def score_predictions(
     rated = pick_columns(test)
     points = {name: score_columns(rated, values) for name, values in predictions.items()}
     drawn = redraw_songs(rated, predictions, test["group"], draws=draws, rng=rng)
-    record = {}
+    record, groups = {}, test["group"].nunique()
     for i, axis in enumerate(("valence", "arousal")):
         record[axis] = {
             name: {k: None if np.isnan(v[i]) else round(float(v[i]), 4) for k, v in scores.items()}
             for name, scores in points.items()
         }
         record[axis]["model_interval"] = {
-            metric: interval_95(values[:, i], len(test))
-            for metric, values in drawn["model"].items()
+            metric: interval_95(values[:, i], groups) for metric, values in drawn["model"].items()
         }
         # A difference of errors is steadier than one of R2, whose divisor is redrawn too.
         for rival in RIVALS:
             gain = drawn[rival]["rmse"][:, i] - drawn["model"]["rmse"][:, i]  # (draws,)
-            record[axis][f"rmse_below_{rival}_interval"] = interval_95(gain, len(test))
+            record[axis][f"rmse_below_{rival}_interval"] = interval_95(gain, groups)
+    record["n_groups"] = groups
     return record
 
 # %% ../nbs/12_evaluation.ipynb #6b746b31
@@ -190,7 +190,7 @@ def add_intervals(
             table.loc[test, columns] = values.round(6)
     return table, intervals, plain
 
-# %% ../nbs/12_evaluation.ipynb #fd296521
+# %% ../nbs/12_evaluation.ipynb #24af68b9
 def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metrics, predictions
     "Judge this run's ViT on its real test songs and leave metrics, predictions and intervals."
     predictions, intervals, plain = add_intervals(run, config, predict_parts(run, config))
@@ -212,11 +212,13 @@ def evaluate_vit(run: Run, config: Config) -> tuple[dict, pd.DataFrame]:  # metr
         "ccc, r2, r": "1 is perfect; null: not defined",
         "interval": "95 %, songs redrawn with replacement",
         "n_test, n_train, n_calibration": "songs",
+        "n_groups": "of test songs: artists, where they are known",
         "bootstrap": "draws",
         "coverage, aim": "share of test songs whose rating lies in its interval",
         "width": "mean over test songs, on [-1, 1]",
         "power": "of the raters' spread; 0: all intervals are alike",
-        "ceiling": "r2 and r that raters' own noise allows; null: their spread is not known",
+        "ceiling": "r2 and r that raters' own noise allows; null: their spread is not known; "
+        "raters: people a song, as data.raters says",
     }
     run.save("metrics.json", record)
     run.save("intervals.json", intervals_record(intervals, plain))

@@ -87,8 +87,9 @@ class _Errors:
 
 def _smaller(section: str) -> str:
     "Name the setting that makes a section need less memory."
-    field = {"03": "audio.clip_seconds", "05": "gan.batch_size", "06": "gan.samples"}
-    field |= {"07": "synthesis.songs", "11": "small.batch_size or dataset.batch_size"}
+    field = {"03": "audio.clip_seconds", "06": "gan.samples", "07": "synthesis.songs"}
+    field["05"] = "gan.batch_size or flow.batch_size"
+    field["11"] = "small.batch_size or dataset.batch_size"
     lower = field.get(section[:2], "dataset.batch_size")
     return f"lower {lower} with --set and start again, the run goes on here"
 

@@ -143,7 +143,7 @@ def deletion_test(
     ]
     return torch.stack(relevant, dim=-1).numpy(), torch.stack(draws).mean(0).numpy()
 
-# %% ../nbs/12_evaluation.ipynb #daf9733d
+# %% ../nbs/12_evaluation.ipynb #5c1a47ee
 def score_deletion(
     relevant: np.ndarray,  # (S, N, 2) falls of the answer
     random: np.ndarray,  # (S, N, 2)
@@ -159,6 +159,7 @@ def score_deletion(
         ends = interval_95(drawn[:, i], len(area))
         low, high = ends or (-1, 1)
         verdict = "better" if low > 0 else "worse" if high < 0 else "no better"
+        verdict = verdict if ends else "cannot be told"
         record[axis] = {"area": round(float(area[:, i].mean()), 4), "interval": ends}
         record[axis] |= {"spread": round(float(area[:, i].std()), 4), "verdict": verdict}
     return record
@@ -182,13 +183,14 @@ def plot_deletion(
     axes.set(title=title, xlabel="share of patches masked", ylabel="fall of the answer [-1, 1]")
     axes.legend(loc="upper left")
 
-# %% ../nbs/12_evaluation.ipynb #be09814c
+# %% ../nbs/12_evaluation.ipynb #b345580b
 def say_deletion(record: dict) -> str:  # record: the content of explanation.json
     "Say whether relevance finds what the answers rest on."
     words = {
         "better": "relevance finds what raised the answer",
         "no better": "no better than masking at random: do not trust these pictures",
         "worse": "worse than masking at random: these pictures mislead",
+        "cannot be told": "whether relevance finds anything cannot be told",
     }
     lines = []
     for axis in ("valence", "arousal"):

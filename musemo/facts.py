@@ -58,6 +58,7 @@ def read_data(run: Run, config: Config) -> dict:
         "exchanged": len(audit["exchanged"]),
         "corrected": audit["applied"],
         "about": about_data(config).partition("\n\n")[0],
+        "artists": bool(songs["artist"].notna().any()),
         "judged": [tuple(row) for row in judged.sort_values("song_id").to_numpy().tolist()],
     }
 

@@ -19,7 +19,7 @@ from musemo.execution import log_to
 from musemo.presets import read_config
 from musemo.sections import SECTIONS, Stage
 from musemo.tracking import follow_part
-from musemo.verdict import deal_folds, folds_key
+from musemo.verdict import RIVALS, deal_folds, folds_key
 from musemo.vit import predict_songs
 from musemo.vit_training import train_model
 
@@ -80,7 +80,7 @@ def make_generated(fold: Run, config: Config, *, leaky: bool = False) -> Run:
     "Train the generator on a fold's training songs, or on all of them, and draw songs."
     if leaky:
         songs = fold.load("songs.csv")
-        songs.loc[songs["split"] != "", "split"] = "train"
+        songs.loc[songs["status"] == "ok", "split"] = "train"
         fold = make_run(fold.path("leaky"), songs, fold.path("logmel.npy"))
     name, made = config.generators[0], ("synthetic.npy", "synthetic.csv")
     training = next(s for s in SECTIONS[4].all_stages if s.generator == name)
@@ -143,7 +143,7 @@ def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, 
     begun, name = time.monotonic(), f"seed{place[0]}-fold{place[1]}-{arm}"
     with log_to(run) if apart else nullcontext(), follow_part(name):
         fold, config = make_fold(run, config, *place), fold_config(config, *place[:2])
-        if not fold.has("both.csv"):
+        if not fold.has(*(f"{name}.csv" for name in RIVALS)):
             answer_baselines(fold, config)
         if not fold.has(f"{arm}.csv"):
             answer_fold(fold, config, arm)

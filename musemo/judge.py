@@ -38,7 +38,7 @@ from musemo.obedience import (
 )
 from .score_parts import SCORE_PARTS, join_parts, place_part
 
-# %% ../nbs/06_gan_quality.ipynb #a6f6007d
+# %% ../nbs/06_gan_quality.ipynb #e6261fc2
 @dataclass(frozen=True)
 class Described:
     "What the judge keeps of each window, so that any subset is measured quickly."
@@ -46,7 +46,7 @@ class Described:
     features: np.ndarray  # (n, D) whitened embedding
     texture: np.ndarray  # (n, K) whitened
     patches: np.ndarray  # (n, P, side * side)
-    marks: np.ndarray  # (n, 4)
+    marks: np.ndarray  # (n, 5)
     songs: np.ndarray  # (n,) where a window is from; generated: its own number
     asked: np.ndarray  # (n, 2) conditions, or labels of its song; NaN: not told
     read: np.ndarray  # (n, 2) what the reader reads; NaN: no reader

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import find_data, list_songs
 from musemo.records import load_record
+
+
+# As `write_atomic` and `synthesize` name what they have not finished.
+_HALF_WRITTEN = re.compile(r"\.(.+\.\d+-\d+|synthetic\.npy\..+)\.tmp")
 
 
 @contextmanager
@@ -33,7 +38,8 @@ def claim(run: Run) -> Iterator[None]:
     try:
         # Half-written files of a process that was killed; nobody else can be writing now.
         for left in list(run.folder.rglob(".*.tmp")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if _HALF_WRITTEN.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         lock.release()

@@ -74,8 +74,9 @@ def write_kernel(
         raise MusemoError(f"{folder}: is there already; name a folder that is new or empty")
     named = [("vit.weights", config.vit.weights, "--weights")]
     named += [("data.path", config.data.path, "--data")]
+    named += [("quality.embedding", config.quality.embedding, "--weights")]
     for field, place, option in named:
-        elsewhere = place in ("", "scratch") or place.startswith("/kaggle")
+        elsewhere = place in ("", "scratch", "statistics", "vit") or place.startswith("/kaggle")
         if not elsewhere and Path(place).expanduser().exists():
             raise MusemoError(
                 f"{field} = {place!r}: lies on this machine; make it a data set or model of "

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .core import MusemoError, Run
 
-# %% ../nbs/05_gan_training.ipynb #ddc1e3aa
+# %% ../nbs/05_gan_training.ipynb #0ef106b7
 class Mover:
     "A network and what moves it; `follow` takes a step along a loss."
 
@@ -68,8 +68,8 @@ class Mover:
             moments.setdefault(int(place), {})[key] = value
         groups = self.adam.state_dict()["param_groups"]
         self.adam.load_state_dict({"state": moments, "param_groups": groups})
-        if parts["scale"]:
-            self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
+        now = self.scaler.state_dict()  # some of its numbers must be whole
+        self.scaler.load_state_dict({k: type(now[k])(v) for k, v in parts["scale"].items()})
 
 # %% ../nbs/05_gan_training.ipynb #4f9a4218
 class Keeper:

@@ -126,8 +126,8 @@ def working_run(
         config, record = with_data(config, run.folder.parent), load_record(run)
         forget_stale(run, config, record)  # first: what is forgotten already is not looked at
         check_only(run, record, only)
-        again = SECTIONS[first - 1 :] if first else SECTIONS[only - 1 : only] if only else ()
-        for section in again:
+        again = SECTIONS[only - 1 : only] if only else ()
+        for section in (*again, *SECTIONS[first - 1 if first else len(SECTIONS) :]):
             forget(record, section.name)
         if changed:
             forget(record, SECTIONS[1].name)  # its page shows every field
@@ -161,6 +161,12 @@ def run_suite(
     until: int = len(SECTIONS),  # stop after this one
 ) -> Path:  # the index page
     "Execute the sections that are not done yet, in order, and write the index page."
+    if only and (first or until < len(SECTIONS)):
+        raise MusemoError(f"--only {only} executes one section: leave out --from and --until")
+    if first and first > until:
+        raise MusemoError(
+            f"--from {first} --until {until}: must not end before it begins; leave one of them out"
+        )
     wanted = [s for i, s in enumerate(SECTIONS[:until], 1) if only in (None, i)]
     with (
         working_run(config, out, first=first, only=only) as (run, config, record),

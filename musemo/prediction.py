@@ -238,7 +238,7 @@ def predict_many(
         for told in said
     ]
 
-# %% ../nbs/12_evaluation.ipynb #10eabf21
+# %% ../nbs/12_evaluation.ipynb #79c8ec52
 FEW = 256  # windows of a curve whose answers are made at once
 
 
@@ -250,6 +250,8 @@ def follow_song(
 ) -> pd.DataFrame:  # seconds, valence, arousal
     "Predict a song at every step, each from one window."
     heard, second = model.hear(song, sample_rate), model.audio.sample_rate / model.audio.hop
+    if not 0 < step <= heard.seconds:
+        raise MusemoError(f"step = {step:g} s: must be above 0, at most {heard.seconds:.1f} s")
     stop = math.floor((heard.start + heard.seconds) / step) + 1
     seconds = np.arange(math.ceil(heard.start / step), stop) * step
     room = max(heard.log_mel.shape[1] - model.window, 0)

@@ -13,7 +13,8 @@ from musemo.config import Config
 from musemo.core import MusemoError, Run, pick_device, rng_for
 from musemo.folds import fold_config, fold_folder, judge_fold, needs_validation
 from musemo.jobs import run_jobs
-from musemo.pipeline import working_run, write_index
+from musemo.pipeline import run_suite, working_run, write_index
+from musemo.records import load_record
 from musemo.sections import SECTIONS
 from musemo.verdict import (
     ARMS,
@@ -88,7 +89,7 @@ def summarize(run: Run, config: Config, folds: int, seeds: int, arms: list[str])
         "scores": rows.astype(object).where(rows.notna(), None).to_dict("records"),
         "gains": [
             {"who": one, "over": other}
-            | compare_arms(scores, redrawn, one, other, songs=len(songs))
+            | compare_arms(scores, redrawn, one, other, groups=songs["group"].nunique())
             for one, other in pairs
         ],
         "leakage": read_leakage(run, config, (folds, seeds), answers | {"rated": rated}),
@@ -131,6 +132,12 @@ def check_folds(run: Run, config: Config, *, folds: int, seeds: int, arms: list[
             "--leakage with --no-generated: leakage is measured on a model with generated songs; "
             "leave --no-generated out"
         )
+    drawn = config.synthesis.songs
+    if "augmented" in arms and round(drawn * (1 - config.judgement.judged_generated)) < 1:
+        raise MusemoError(
+            f"synthesis.songs = {drawn}: leaves no generated songs to learn from; raise it, or "
+            "evaluate with --no-generated"
+        )
     weight = config.small.synthetic_weight
     if "generated" in arms and config.training.recipe == "small" and not weight:
         raise MusemoError(
@@ -158,6 +165,13 @@ def evaluate_folds(
         record = summarize(run, config, folds, seeds, arms[:n])
         write_index(run, config)
     return record
+
+
+def show_on_page(run: Run, config: Config) -> None:
+    "Make page 12 of a finished run anew: it shows what the folds found."
+    done = load_record(run)["sections"]
+    if all(section.name in done for section in SECTIONS):
+        run_suite(config, run.folder, only=len(SECTIONS))
 
 
 def show_folds(record: dict) -> str:

@@ -61,9 +61,9 @@ def draw_conditions(
     drawn = centre + (labels[near] - centre + width * moves) / np.sqrt(1 + width**2)
     return reflect(drawn).astype(np.float32), near
 
-# %% ../nbs/07_synthesis.ipynb #a86ce768
+# %% ../nbs/07_synthesis.ipynb #26c94236
 def pick_generator(run: Run, config: Config) -> str:
-    "Name the generator asked for; best: the one with the highest score in section 6."
+    "Name the generator asked for; best: the one that section 6 ranks first."
     name, names = config.synthesis.generator, config.generators
     if name != "best":
         return name
@@ -191,7 +191,7 @@ def seam_table(
         rows[name] |= {f"{key}, ratio": at[key] / inside[key] for key in ("spread", "step")}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/07_synthesis.ipynb #5445975b
+# %% ../nbs/07_synthesis.ipynb #486f2b2d
 SPREADS = ["valence_std", "arousal_std"]
 
 
@@ -235,7 +235,9 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     chosen, options = pick_generator(run, config), _drawing(config)
     generator, tables, done = load_generator(run, config, chosen), [], 0
     shape = (len(asked) + len(named), config.audio.n_mels, options["frames"])
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".", suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory(
+        dir=run.folder, prefix=".synthetic.npy.", suffix=".tmp"
+    ) as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 import typer
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from musemo import cli
 from musemo.cli import app
-from musemo.cli_options import configure
+from musemo.cli_options import configure, run_folder
 from musemo.core import MusemoError
 from musemo.presets import find_faults
 
@@ -53,6 +54,20 @@ def test_a_wrong_setting_says_once_where_the_fields_are_listed(setting):
     with pytest.raises(MusemoError) as error:
         configure("smoke", [setting])
     assert str(error.value).count("`musemo config`, which lists every field") == 1
+
+
+def test_folders_that_are_there_mean_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ears").mkdir()
+    for field in ("quality.embedding", "vit.weights"):
+        config = configure("full", [f"{field}=ears"])
+        section, name = field.split(".")
+        assert getattr(getattr(config, section), name) == str(tmp_path / "ears")
+    assert configure("full", []).quality.embedding == "statistics"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = configure("full", ["quality.embedding=~/ears"])
+    assert config.quality.embedding == str(tmp_path / "ears")
+    assert run_folder(config, "full", Path("~/there")) == tmp_path / "there"
 
 
 def test_a_form_s_faults_name_no_command():

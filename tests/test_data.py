@@ -52,6 +52,21 @@ def test_every_song_has_a_status_and_a_reason(deam, tmp_path):
     assert songs[songs["status"] != "ok"]["split"].isna().all()
 
 
+def test_what_the_suite_left_in_a_data_folder_is_no_song_of_it(deam, tmp_path):
+    before = find_deam(deam)
+    (deam / "runs/demo/audio").mkdir(parents=True)
+    (deam / "runs/demo/run.json").write_text("{}")
+    soundfile.write(deam / "runs/demo/audio/99.wav", np.full(22050 * 4, 0.1), 22050)
+    assert find_deam(deam) == before
+    copy = deam / "runs/music" / table_of(deam).name
+    copy.parent.mkdir()
+    copy.write_bytes(table_of(deam).read_bytes())  # the same table twice
+    assert find_deam(deam).tables == before.tables
+    copy.write_text("song_id, valence_mean, arousal_mean\n2, 3.1, 3.0\n")
+    with pytest.raises(MusemoError, match="runs/music/.* are two tables of one name"):
+        find_deam(deam)
+
+
 def test_labels_are_mapped_from_1_9_to_unit(deam, tmp_path):
     run = Run(tmp_path / "run")
     songs, _ = prepare_data(run, config_for(deam, tmp_path / "cache"))

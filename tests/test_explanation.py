@@ -97,6 +97,8 @@ def test_the_deletion_test_beats_chance_and_knows_chance(model):
     told = score_deletion(-relevant, random, draws=200, rng=np.random.default_rng(0))
     assert told["arousal"]["verdict"] == "worse"
     assert "mislead" in say_deletion(told | {"n_songs": 30})
+    few = score_deletion(relevant[:, :4], random[:, :4], draws=200, rng=np.random.default_rng(0))
+    assert "finds anything cannot be told" in say_deletion(few | {"n_songs": 4})
 
 
 def test_masks_put_the_mean_level_in_place():

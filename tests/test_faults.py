@@ -267,10 +267,11 @@ write_atomic(Path(sys.argv[1]), np.ones(400_000_000, np.uint8))
     process.wait()
     assert np.load(path).tolist() == [1, 1, 1]
     assert len(list(tmp_path.glob(".*.tmp"))) == 1
-    (tmp_path / ".drawn.tmp").mkdir()  # where songs are drawn before they are saved
-    (tmp_path / ".drawn.tmp/x.npy").touch()
+    (tmp_path / ".synthetic.npy.x1.tmp").mkdir()  # where songs are drawn before they are saved
+    (tmp_path / ".synthetic.npy.x1.tmp/x.npy").touch()
+    (tmp_path / ".notes.txt.tmp").touch()  # somebody else's
     with claim(Run(tmp_path)):
-        assert list(tmp_path.glob(".*.tmp")) == []
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".notes.txt.tmp"]
 
 
 def test_a_full_disk_stops_a_run_with_one_line_and_it_goes_on_later(small_config, tmp_path):

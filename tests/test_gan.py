@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from musemo.config import GanConfig
 from musemo.core import MusemoError, Run, seed_for
-from musemo.drawing import generate
+from musemo.drawing import build_generator, generate
 from musemo.gan import build_gan
 from musemo.gan_training import (
     GanLearner,
@@ -241,7 +241,9 @@ def test_labels_on_another_scale_are_refused(tmp_path):
 
 def test_conditions_and_seeds_are_counted():
     generator, options = build_gan(tiny())[0], {"frames": 64}
-    assert generate(generator, np.empty((0, 2)), seeds=[], **options).shape == (0, 128, 64)
+    for kind in ("gan", "residual", "flow"):
+        some = build_generator(tiny(), kind)
+        assert generate(some, np.empty((0, 2)), seeds=[], **options).shape == (0, 128, 64)
     for seeds in ([1], [1, 2, 3]):
         with pytest.raises(MusemoError, match=f"{len(seeds)} seeds for 2 conditions"):
             generate(generator, np.zeros((2, 2)), seeds=seeds, **options)

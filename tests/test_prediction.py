@@ -227,6 +227,9 @@ def test_many_short_songs_in_one_call_are_no_slower_than_alone(model):
 
 def test_a_curve_tells_time_from_the_songs_start(model):
     wave = np.concatenate([np.zeros(4 * 22050), music(10, 22050), np.zeros(22050)])
+    for step in (0, -1.0, 99.0, np.nan):
+        with pytest.raises(MusemoError, match="step = .* s: must be above 0, at most"):
+            model.curve(wave, 22050, step=step)
     curve = model.curve(wave, 22050)
     assert list(curve.columns) == ["seconds", "valence", "arousal"]
     assert (curve["seconds"] % 0.5 == 0).all() and (curve["seconds"].diff().dropna() == 0.5).all()

@@ -4,18 +4,20 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from musemo import folds
+from musemo import folds, protocol
 from musemo.cli import app
 from musemo.compare import compare_runs
 from musemo.core import MusemoError, Run, load_part
 from musemo.data import prepare_data
-from musemo.folds import fold_config, make_fold, make_generated, read_fold
+from musemo.folds import fold_config, judge_fold, make_fold, make_generated, read_fold
 from musemo.presets import make_config, save_config
-from musemo.protocol import evaluate_folds
+from musemo.protocol import evaluate_folds, show_on_page
 from musemo.records import load_record
+from musemo.sections import SECTIONS
 from musemo.verdict import (
     RIVALS,
     compare_arms,
@@ -139,14 +141,18 @@ def test_a_verdict_needs_an_interval_off_zero():
     good, bad = (rated + rng.normal(0, s, rated.shape) for s in (0.2, 0.5))
     arms = {"good": [good], "bad": [bad], "same": [good.copy()]}
 
-    def verdicts(one, other, songs=120):
+    def verdicts(one, other, songs=120, artists=120):
         some = {name: [p[:songs] for p in seeds] for name, seeds in arms.items()}
-        found = score_folds(rated[:songs], some, range(songs), draws=200, rng=rng)
-        told = compare_arms(*found, one, other, songs=songs)
+        groups = np.arange(songs) % artists
+        found = score_folds(rated[:songs], some, groups, draws=200, rng=rng)
+        told = compare_arms(*found, one, other, groups=min(songs, artists))
         return {told[axis]["verdict"] for axis in told}
 
     assert verdicts("good", "bad") == {"helps"} and verdicts("bad", "good") == {"does not help"}
     assert verdicts("good", "same") == verdicts("good", "bad", songs=3) == {"cannot be told"}
+    # The songs of a few artists tell no more than so many songs.
+    assert verdicts("good", "bad", artists=3) == {"cannot be told"}
+    assert verdicts("good", "bad", artists=40) == {"helps"}
 
 
 def test_the_ceiling_falls_with_the_raters_disagreement():
@@ -174,6 +180,8 @@ def test_arms_that_cannot_be_judged_are_refused_at_once(tmp_path):
     config = config_of(small__synthetic_weight=0)
     with pytest.raises(MusemoError, match="synthetic_weight = 0"):
         evaluate_folds(run, config, arms=["model", "augmented", "generated"], **size)
+    with pytest.raises(MusemoError, match="synthesis.songs = 0: leaves no generated songs"):
+        evaluate_folds(run, config_of(synthesis__songs=0), arms=["model", "augmented"], **size)
     assert not run.path("folds").exists()
 
 
@@ -182,8 +190,32 @@ def test_folds_are_known_by_songs_and_settings_alone(tmp_path):
     evaluate_folds(run, config, folds=2, seeds=1, arms=["model"], workers=1)
     assert load_folds(run, config_of(data__workers=1, data__cache="elsewhere"))
     assert load_folds(run, config_of(small__trees=11)) is None
+    songs = run.load("songs.csv")
+    for change in ({"valence": 0.5}, {"content": "other sound"}):
+        run.save("songs.csv", songs.assign(**change))
+        assert load_folds(run, config) is None
+
+
+def test_songs_that_are_left_out_teach_no_generator(tmp_path):
+    run, config = write_run(tmp_path), config_of()
+    songs = run.load("songs.csv")
+    out = songs[:1].assign(song_id=99, status="no_audio", row=-1, frames=0)
+    run.save("songs.csv", pd.concat([songs, out]))
+    fold = make_fold(run, config, 0, 0, 4)
+    leaky = make_generated(fold, fold_config(config, 0, 0), leaky=True)
+    assert len(load_part(leaky, "train")[0]) == 20
+    fold.save("both.csv", songs)  # all that was written when a process was killed
+    judge_fold(run, config, (0, 0, 4), "model", 1)
+    assert fold.has(*(f"{name}.csv" for name in RIVALS))
+
+
+def test_songs_of_one_label_have_no_r2_and_no_gain(tmp_path):
+    run, config = write_run(tmp_path), config_of()
     run.save("songs.csv", run.load("songs.csv").assign(valence=0.5))
-    assert load_folds(run, config) is None
+    record = evaluate_folds(run, config, folds=2, seeds=1, arms=["model"], workers=1)
+    assert {gain["valence"]["r2_gain"] for gain in record["gains"]} == {None}
+    assert all(gain["arousal"]["r2_gain"] is not None for gain in record["gains"])
+    assert "-" in set(folds_tables(record)[1]["valence, gain in R2"])
 
 
 def test_the_command_judges_and_shows(tmp_path, monkeypatch):
@@ -201,6 +233,16 @@ def test_the_command_judges_and_shows(tmp_path, monkeypatch):
     for fold in ("seed0-fold0-model", "seed0-fold1-model"):
         assert re.search(f"INFO {fold}: done in .* s", (run / "run.log").read_text())
         assert list(run.glob(f"logs/{fold}/warm-up/events*"))
+
+
+def test_page_12_of_a_finished_run_is_made_anew(tmp_path, monkeypatch):
+    run, made = Run(tmp_path), []
+    monkeypatch.setattr(protocol, "run_suite", lambda *_, **options: made.append(options))
+    for count in (11, 12):
+        done = {section.name: 1.0 for section in SECTIONS[:count]}
+        run.save("run.json", load_record(run) | {"sections": done})
+        show_on_page(run, config_of())
+    assert made == [{"only": 12}]
 
 
 @pytest.mark.parametrize(("workers", "inner"), [(1, True), (2, False)])

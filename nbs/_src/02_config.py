@@ -403,7 +403,7 @@ class SynthesisConfig(Section):
     plane_side: int = setting(5, "points", "a side of the valence-arousal grid", ge=2, le=9)
     plane_reach: float = setting(0.8, "[-1, 1]", "where the grid ends", gt=0, le=1)
     generator: Literal["best", "gan", "residual", "flow"] = setting(
-        "best", "-", "best: of section 6's score"
+        "best", "-", "best: by section 6's score on the validation songs"
     )
 
 
@@ -634,6 +634,12 @@ class Config(Section):
         if self.training.recipe == "small" and (side or not scratch):
             raise ValueError(
                 "training.recipe = small goes with vit.weights=scratch and dataset.image_size=0"
+            )
+        patches = self.window // self.vit.patch
+        visible = round(patches * (1 - self.small.hidden_share))
+        if self.training.recipe == "small" and not 0 < visible < patches:
+            raise ValueError(
+                f"small.hidden_share must hide some of a window's {patches} patches, and not all"
             )
         if self.training.recipe == "small" and self.augmentation.mixup and not self.small.thaw:
             raise ValueError("augmentation.mixup goes with training.recipe=spec or small.thaw=true")

@@ -473,10 +473,17 @@ def find_deam(
     tables, dynamic, metadata, audio = {}, {}, {}, {}
     for folder, folders, names in os.walk(root):
         folders.sort()
+        if "run.json" in names:  # a run of the suite's: its songs are none of the data set
+            folders.clear()
+            continue
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                tables.setdefault(plain, path)
+                if tables.setdefault(plain, path).read_bytes() != path.read_bytes():
+                    raise MusemoError(
+                        f"data.path = {str(root)!r}: {tables[plain]} and {path} are two tables of "
+                        "one name; name a folder that holds one of them"
+                    )
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
             ):
@@ -1115,6 +1122,7 @@ def prepare_data(run: Run, config: Config) -> tuple[pd.DataFrame, dict]:
     for i, (status, where) in found.items():
         songs.loc[i, ["status", "reason"]] = status, "" if status == "ok" else where
     contents = {i: Path(where).stem.partition("-")[0] for i, (_, where) in found.items()}
+    songs["content"] = pd.Series(contents, dtype=str).where(songs["status"] == "ok", "")
     songs = _split_usable(songs, contents, config)
     # A part lies in one piece, so that it can be read without a copy.
     usable = songs[songs["status"] == "ok"].sort_values("split", kind="stable").index

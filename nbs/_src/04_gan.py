@@ -989,7 +989,7 @@ def row_noise(
 ) -> torch.Tensor:  # (B, size) standard normal
     "Draw the noise of each row from its own seed, on the CPU whatever the device."
     rows = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, size)
+    return torch.stack(rows)
 
 
 # %%
@@ -1014,8 +1014,10 @@ def generate(
             "rows may share theirs"
         )
     generator, size = generator.to(device).eval(), generator.noise_size(frames)
-    # Without conditions one batch of no rows still says how many bands there are.
-    for start in progress(range(0, max(len(conditions), 1), batch_size), desc="drawing"):
+    count = len(conditions)
+    if not count:  # one piece is drawn and left out: it says how many bands there are
+        conditions, seeds = torch.zeros(1, 2), [0]
+    for start in progress(range(0, len(conditions), batch_size), desc="drawing"):
         asked = conditions[start : start + batch_size]
         noise = row_noise(seeds[start : start + batch_size], size)
         with autocast(device, precision):
@@ -1024,8 +1026,8 @@ def generate(
         if not np.isfinite(pieces).all():
             raise MusemoError(f"the generator drew NaN after row {start}: train it again")
         if out is None:
-            out = np.empty((len(conditions), *pieces.shape[1:]), dtype=np.float16)
-        out[start : start + batch_size] = np.clip(pieces, -1, 1)
+            out = np.empty((count, *pieces.shape[1:]), dtype=np.float16)
+        out[start : start + batch_size] = np.clip(pieces[: count - start], -1, 1)
     return out
 
 

@@ -246,8 +246,8 @@ class Mover:
             moments.setdefault(int(place), {})[key] = value
         groups = self.adam.state_dict()["param_groups"]
         self.adam.load_state_dict({"state": moments, "param_groups": groups})
-        if parts["scale"]:
-            self.scaler.load_state_dict({k: v.item() for k, v in parts["scale"].items()})
+        now = self.scaler.state_dict()  # some of its numbers must be whole
+        self.scaler.load_state_dict({k: type(now[k])(v) for k, v in parts["scale"].items()})
 
 
 # %% [markdown]
@@ -259,6 +259,11 @@ mover = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=False)
 test_close(mover.follow(100 * line.weight.sum(), 0.1), 100)
 test_close(line.weight.grad.abs().item(), 1, eps=1e-5)
 halves = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=True)
+halves.follow(line.weight.sum(), 0.1)
+mover = Mover(line, betas=(0.5, 0.999), clip=1.0, scaled=True)
+mover.restore(halves.state())
+test_eq(mover.scaler.state_dict(), halves.scaler.state_dict())
+test_close(mover.follow(line.weight.sum(), 0.1), 1)
 test_fail(
     lambda: [halves.follow(np.inf * line.weight.sum(), 0.1) for _ in range(11)],
     contains="even at a loss scale of 1",

@@ -962,7 +962,7 @@ test_eq(row, [0, 1, 2])
 assert distance.max() < 0.2
 
 # %% [markdown]
-# ## From twelve measures to one score
+# ## From thirteen measures to one score
 #
 # Texture is how a window looks from near, distribution how the set looks from afar, variety
 # what it leaves out, obedience whether it does what it was asked. The parts are joined as a
@@ -1046,7 +1046,7 @@ class Described:
     features: np.ndarray  # (n, D) whitened embedding
     texture: np.ndarray  # (n, K) whitened
     patches: np.ndarray  # (n, P, side * side)
-    marks: np.ndarray  # (n, 4)
+    marks: np.ndarray  # (n, 5)
     songs: np.ndarray  # (n,) where a window is from; generated: its own number
     asked: np.ndarray  # (n, 2) conditions, or labels of its song; NaN: not told
     read: np.ndarray  # (n, 2) what the reader reads; NaN: no reader

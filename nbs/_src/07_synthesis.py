@@ -121,7 +121,7 @@ test_fail(lambda: draw_conditions(labels[:0], 3, bandwidth=1.0, seed=0), contain
 # %%
 #| export
 def pick_generator(run: Run, config: Config) -> str:
-    "Name the generator asked for; best: the one with the highest score in section 6."
+    "Name the generator asked for; best: the one that section 6 ranks first."
     name, names = config.synthesis.generator, config.generators
     if name != "best":
         return name
@@ -376,7 +376,9 @@ def synthesize(run: Run, config: Config) -> pd.DataFrame:
     chosen, options = pick_generator(run, config), _drawing(config)
     generator, tables, done = load_generator(run, config, chosen), [], 0
     shape = (len(asked) + len(named), config.audio.n_mels, options["frames"])
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".", suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory(
+        dir=run.folder, prefix=".synthetic.npy.", suffix=".tmp"
+    ) as folder:
         windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)

@@ -447,7 +447,7 @@ def load_synthetic(
     if len(rows) and windows.shape[-1] != width:
         raise MusemoError(
             f"synthetic.npy: windows of {windows.shape[-1]} frames, the ViT sees {width}; "
-            "make them again with gan.frames equal to the window (--from 5)"
+            "make them again (--from 7)"
         )
     labels = table.loc[rows, ["valence", "arousal"]].to_numpy(np.float32, copy=True)
     return take_rows(windows, rows), labels
