@@ -161,7 +161,7 @@ def score_predictions(
     record["n_groups"] = groups
     return record
 
-# %% ../nbs/12_evaluation.ipynb #6b746b31
+# %% ../nbs/12_evaluation.ipynb #94ec2a05
 _WIDTHS = ("", "_unscaled")  # suffixes of columns
 
 
@@ -176,7 +176,7 @@ def add_intervals(
     train = parts["train"]
     spread = train.songs.reindex(columns=["valence_std", "arousal_std"]).to_numpy(float)
     options = {"powers": judge.spread_powers, "folds": judge.spread_folds}
-    intervals = learn_spread(told["train"], train.labels, spread, **options)
+    intervals = learn_spread(told["train"], train.labels, spread, train.songs["group"], **options)
     val, test = ((predictions["split"] == split).to_numpy() for split in ("val", "test"))
     error = (pick_columns(predictions, "predicted") - pick_columns(predictions))[val]
     intervals, plain = (

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['conformal_multiple', 'choose_power', 'Intervals', 'learn_spread', 'calibrate', 'unscaled', 'held', 'intervals_record', 'read_intervals', 'score_intervals', 'say_intervals']
 
-# %% ../nbs/12_evaluation.ipynb #8635b5c4
+# %% ../nbs/12_evaluation.ipynb #aeecb522
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,28 +57,31 @@ class Intervals:
         half = self.multiple * self.scale(statistics)
         return np.clip(predicted - half, -1, 1), np.clip(predicted + half, -1, 1)
 
-# %% ../nbs/12_evaluation.ipynb #6652d586
+# %% ../nbs/12_evaluation.ipynb #268c775c
 def learn_spread(
     statistics: np.ndarray,  # (N, D) of training songs
     rated: np.ndarray,  # (N, 2) in [-1, 1]
     spread: np.ndarray,  # (N, 2) of their raters, same scale; NaN where it is not known
+    groups: Sequence,  # (N,) songs of one group are left out together
     *,
     powers: tuple[float, ...],
     folds: int,
 ) -> Intervals:  # not yet calibrated
     "Learn what the raters' spread is for a sound, and how much of it goes with error."
-    from sklearn.model_selection import cross_val_predict  # here: intervals of a model need no fit
+    # Here, not above: intervals of a model that is opened need no fit.
+    from sklearn.model_selection import GroupKFold, cross_val_predict
 
     known = (np.nan_to_num(spread) > 0).all(axis=1)
-    x, y, spread = statistics[known], rated[known], spread[known]
+    x, y, spread, groups = (np.asarray(a)[known] for a in (statistics, rated, spread, groups))
     none = np.zeros(2)
-    if known.sum() < 2 * folds:
+    if len(np.unique(groups)) < 2 * folds:
         weight = np.zeros((statistics.shape[1], 2))
         return Intervals(weight, none + 1, none + 1, none + 1, none, none + np.inf)
     width = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(width > 1e-6, width, np.inf)
     ends = spread.min(axis=0), spread.max(axis=0)
-    answers = cross_val_predict(ridge_regression(), z, np.hstack([y, spread]), cv=folds)
+    options = {"groups": groups, "cv": GroupKFold(folds)}
+    answers = cross_val_predict(ridge_regression(), z, np.hstack([y, spread]), **options)
     power = choose_power(np.clip(answers[:, 2:], *ends), np.abs(y - answers[:, :2]), powers)
     ridge = ridge_regression().fit(z, spread)
     weight = ridge.coef_.T / np.where(width > 1e-6, width, np.inf)[:, None]

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['T', 'with_half_batch']
 
-# %% ../nbs/01_core.ipynb #0425467b
+# %% ../nbs/01_core.ipynb #6dd9cb6e
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,7 +21,8 @@ def with_half_batch(
 ) -> T:
     "Do the work, where memory runs out with half the batch; raises MusemoError the second time."
     size = getattr(config, section).batch_size
-    for attempt in (size, max(1, size // 2)):
+    sizes = (size, size // 2) if size >= 4 else (size,)  # one window alone is no batch
+    for attempt in sizes:
         part = getattr(config, section).model_copy(update={"batch_size": attempt})
         try:
             return work(config.model_copy(update={section: part}))
@@ -30,6 +31,6 @@ def with_half_batch(
         torch.cuda.empty_cache()
         print(f"memory ran out with {section}.batch_size = {attempt}")
     raise MusemoError(
-        f"memory ran out with {section}.batch_size = {size}, and with half of it: lower it "
+        f"memory ran out with {section}.batch_size = {' and '.join(map(str, sizes))}: lower it "
         "further, or take a smaller model"
     )

@@ -23,7 +23,7 @@ def judge(seed, *, told, train=200, val=24, test=60):
     "Learn, calibrate and judge on songs made anew: coverage and width, with and without spread."
     statistics, truth, rated, spread = made_songs(train + val + test, seed, told=told)
     a, b = train, train + val
-    learnt = learn_spread(statistics[:a], rated[:a], spread[:a], powers=POWERS, folds=5)
+    learnt = learn_spread(statistics[:a], rated[:a], spread[:a], range(a), powers=POWERS, folds=5)
     found = []
     for one in (learnt, unscaled(learnt)):
         one = calibrate(one, statistics[a:b], (truth - rated)[a:b], coverage=0.9)
@@ -56,7 +56,8 @@ def test_the_multiple_lies_between_the_two_ranks_of_the_guarantee():
 
 def test_judged_songs_do_not_move_their_interval():
     statistics, truth, rated, spread = made_songs(120, 0, told=True)
-    learnt = learn_spread(statistics[:80], rated[:80], spread[:80], powers=POWERS, folds=5)
+    known = statistics[:80], rated[:80], spread[:80], range(80)
+    learnt = learn_spread(*known, powers=POWERS, folds=5)
     error = (truth - rated)[80:100]
     one = calibrate(learnt, statistics[80:100], error, coverage=0.9)
     low, _ = one.around(truth[100:], statistics[100:])

@@ -550,6 +550,7 @@ test_close(ceiling["valence"]["r"], np.corrcoef(votes.mean(0)[:, 0], truth[:, 0]
 
 # %%
 #| export intervals
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -642,23 +643,26 @@ def learn_spread(
     statistics: np.ndarray,  # (N, D) of training songs
     rated: np.ndarray,  # (N, 2) in [-1, 1]
     spread: np.ndarray,  # (N, 2) of their raters, same scale; NaN where it is not known
+    groups: Sequence,  # (N,) songs of one group are left out together
     *,
     powers: tuple[float, ...],
     folds: int,
 ) -> Intervals:  # not yet calibrated
     "Learn what the raters' spread is for a sound, and how much of it goes with error."
-    from sklearn.model_selection import cross_val_predict  # here: intervals of a model need no fit
+    # Here, not above: intervals of a model that is opened need no fit.
+    from sklearn.model_selection import GroupKFold, cross_val_predict
 
     known = (np.nan_to_num(spread) > 0).all(axis=1)
-    x, y, spread = statistics[known], rated[known], spread[known]
+    x, y, spread, groups = (np.asarray(a)[known] for a in (statistics, rated, spread, groups))
     none = np.zeros(2)
-    if known.sum() < 2 * folds:
+    if len(np.unique(groups)) < 2 * folds:
         weight = np.zeros((statistics.shape[1], 2))
         return Intervals(weight, none + 1, none + 1, none + 1, none, none + np.inf)
     width = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(width > 1e-6, width, np.inf)
     ends = spread.min(axis=0), spread.max(axis=0)
-    answers = cross_val_predict(ridge_regression(), z, np.hstack([y, spread]), cv=folds)
+    options = {"groups": groups, "cv": GroupKFold(folds)}
+    answers = cross_val_predict(ridge_regression(), z, np.hstack([y, spread]), **options)
     power = choose_power(np.clip(answers[:, 2:], *ends), np.abs(y - answers[:, :2]), powers)
     ridge = ridge_regression().fit(z, spread)
     weight = ridge.coef_.T / np.where(width > 1e-6, width, np.inf)[:, None]
@@ -713,7 +717,8 @@ def toy_songs(songs, rng):
 
 statistics, truth, rated, spread = toy_songs(6000, np.random.default_rng(0))
 powers = (0, 0.25, 0.5, 0.75, 1)
-learnt = learn_spread(statistics[:500], rated[:500], spread[:500], powers=powers, folds=5)
+known = statistics[:500], rated[:500], spread[:500], range(500)
+learnt = learn_spread(*known, powers=powers, folds=5)
 told = {}
 for name, some in {"scaled": learnt, "unscaled": unscaled(learnt)}.items():
     some = calibrate(some, statistics[500:3000], (truth - rated)[500:3000], coverage=0.9)
@@ -731,7 +736,7 @@ test_eq(told["scaled"][1], told["unscaled"][1])
 low, high = learnt.around(truth[:1], statistics[:1])
 test_eq((low.min(), high.max()), (-1, 1))  # not calibrated: the whole scale
 test_eq(some.around(truth[:1], statistics[:1])[0], some.around(truth, statistics)[0][:1])
-blind = learn_spread(statistics[:99], rated[:99], np.nan * spread[:99], powers=powers, folds=5)
+blind = learn_spread(known[0], known[1], np.nan * known[2], known[3], powers=powers, folds=5)
 test_eq(blind.power, [0, 0])
 
 
@@ -1052,7 +1057,7 @@ def add_intervals(
     train = parts["train"]
     spread = train.songs.reindex(columns=["valence_std", "arousal_std"]).to_numpy(float)
     options = {"powers": judge.spread_powers, "folds": judge.spread_folds}
-    intervals = learn_spread(told["train"], train.labels, spread, **options)
+    intervals = learn_spread(told["train"], train.labels, spread, train.songs["group"], **options)
     val, test = ((predictions["split"] == split).to_numpy() for split in ("val", "test"))
     error = (pick_columns(predictions, "predicted") - pick_columns(predictions))[val]
     intervals, plain = (

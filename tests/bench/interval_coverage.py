@@ -49,7 +49,8 @@ def judge_split(
     ridge = make_pipeline(StandardScaler(), ridge_regression()).fit(told[train], rated[train])
     predicted, judge = np.clip(ridge.predict(told), -1, 1), config.judgement
     options = {"powers": judge.spread_powers, "folds": judge.spread_folds}
-    learnt = learn_spread(told[train], rated[train], spread[train], **options)
+    groups = songs["group"][train]
+    learnt = learn_spread(told[train], rated[train], spread[train], groups, **options)
     answers = {}
     for name, one in {"scaled": learnt, "unscaled": unscaled(learnt)}.items():
         error = (predicted - rated)[val]
