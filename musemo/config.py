@@ -95,7 +95,7 @@ class ResidualConfig(Section):
     penalty_every: int = setting(4, "steps", "between penalties", "Karras 2020", ge=1)
     augment: float = setting(0.3, "share", "of windows for each change", "Karras 2020", ge=0, lt=1)
 
-# %% ../nbs/02_config.ipynb #7eb7be3f
+# %% ../nbs/02_config.ipynb #b73d9b28
 class FlowConfig(Section):
     "The rectified flow: size, training and drawing."
 
@@ -107,13 +107,13 @@ class FlowConfig(Section):
     learning_rate: float = setting(1e-3, "-", "AdamW", gt=0)
     warm_up: int = setting(30, "steps", "in which the rate rises; then it falls as a cosine", ge=1)
     clip_norm: float = setting(1.0, "norm", "gradient clipping", gt=0)
-    averaging: float = setting(0.99, "-", "kept by the average in a step", ge=0, lt=1)
+    averaging: float = setting(0.999, "-", "kept by the average in a step", ge=0, lt=1)
     unasked: float = setting(0.1, "share", "trained without the emotion", "Ho 2022", ge=0, lt=1)
     jitter: float = setting(0.05, "[-1, 1]", "spread of the labels in training", ge=0, le=1)
     middle: float = setting(0.3, "logit", "of the places learnt from; 0: half way", ge=-3, le=3)
     spread: float = setting(1.0, "logit", "of these places", "Esser 2024", gt=0, le=3)
-    draw_steps: int = setting(12, "steps", "from noise to picture", ge=1)
-    crowding: float = setting(6.0, "x", "how much denser the first steps lie", ge=1)
+    draw_steps: int = setting(24, "steps", "from noise to picture", ge=1)
+    crowding: float = setting(3.0, "x", "how much denser the first steps lie", ge=1)
     guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)
     guidance_until: float = setting(0.6, "of the line", "from noise, where that ends", ge=0, le=1)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Config
 
-# %% ../nbs/02_config.ipynb #3a1a677b
+# %% ../nbs/02_config.ipynb #be798264
 _scratch = {
     "vit.weights": "scratch",
     "vit.patch": 8,
@@ -42,6 +42,8 @@ PRESETS = {
         "flow.steps": 900,
         "flow.batch_size": 4,
         "flow.averaging": 0.995,
+        "flow.draw_steps": 12,
+        "flow.crowding": 6.0,
         "synthesis.songs": 100,
         "dataset.windows_per_song": 8,
         "dataset.batch_size": 32,
@@ -64,6 +66,7 @@ PRESETS = {
         "gan.samples": 16,
         "generators": ["gan", "residual", "flow"],
         "flow.steps": 6,
+        "flow.averaging": 0.99,
         "flow.channels": [16, 24, 32],
         "flow.draw_steps": 4,
         "quality.bootstrap": 20,
