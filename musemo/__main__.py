@@ -5,15 +5,16 @@ import sys
 
 def main() -> None:
     "Run the command line."
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in any encoding
+        stream.reconfigure(errors="backslashreplace")
     try:
         from musemo.cli import main as run
 
         run()
     except ModuleNotFoundError as error:
-        told = (
-            f"musemo: {error.name} is missing: pip install musemo, or pip install -e . in a clone"
-        )
-        print(told, file=sys.stderr)
+        extra = "[demo]" if error.name in ("midirenderer", "pretty_midi") else ""
+        way_out = f"pip install 'musemo{extra}', or pip install -e '.{extra}' in a clone"
+        print(f"musemo: {error.name} is missing: {way_out}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from musemo.config import Config
-from musemo.core import MusemoError
+from musemo.core import MusemoError, Run
 from musemo.presets import make_config
+from musemo.records import load_config
 
 Preset = Annotated[
     Literal["smoke", "demo", "kaggle", "full"],
@@ -53,7 +54,10 @@ Data = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option(metavar="DIR", help="The run's folder; by default runs/PRESET or runs/DATA."),
+    typer.Option(
+        metavar="DIR",
+        help="The run's folder; by default runs/PRESET, runs/DATA with preset demo, or runs/DATA-PRESET.",
+    ),
 ]
 Scale = Annotated[str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")]
 
@@ -68,7 +72,8 @@ def configure(preset: str, settings: list[str], **values: str | None) -> Config:
     # Sections run in folders of their own: a path must mean the same there.
     for name in ("data.path", "data.cache", "vit.weights", "quality.embedding"):
         path = Path(chosen.get(name, "")).expanduser()
-        if name in chosen and (path.exists() or name.startswith("data.")):
+        word = str(path) in ("scratch", "statistics", "vit")  # whatever folders lie here
+        if name in chosen and (path.exists() and not word or name.startswith("data.")):
             chosen[name] = str(path.resolve())
     try:
         return make_config(preset, chosen)
@@ -82,5 +87,14 @@ def run_folder(config: Config, preset: str, out: Path | None) -> Path:
     "Choose a run's folder: the one asked for, or one named like data and preset."
     if out is not None:
         return out.expanduser()
-    data = Path(config.data.path).stem
-    return Path("runs") / (f"{data}-{preset}".removesuffix("-demo") if data else preset)
+    if not config.data.path:
+        return Path("runs", preset)
+    data = Path(config.data.path)
+    name = data.name if data.is_dir() else data.stem
+    run = Run(Path("runs", f"{name}-{preset}".removesuffix("-demo")))
+    if run.has("config.json") and (other := load_config(run).data.path) != config.data.path:
+        raise MusemoError(
+            f"{run.folder}: is a run of other songs ({other}); name a folder for this one, or the "
+            f"same to make it anew: --out {run.folder}"
+        )
+    return run.folder

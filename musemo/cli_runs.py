@@ -198,6 +198,7 @@ def doctor(
     data: Annotated[
         str, typer.Option(metavar="DIR", help="Where DEAM is; else the usual places.")
     ] = "",
+    scale: Scale = None,
 ) -> None:
     """Say what is installed, which device, data and weights are found, and what to do about each.
 
@@ -207,7 +208,7 @@ def doctor(
     """
     from musemo.doctor import examine, show_findings
 
-    findings = examine(data)
+    findings = examine(data, scale)
     typer.echo(show_findings(findings))
     if any(finding.needed for finding in findings):
         raise MusemoError("something that everything needs is missing; install what is named above")

@@ -110,14 +110,16 @@ def say_whether_comparable(facts: list[dict]) -> str:
     "Say whether the figures of these runs are of the same songs."
     judged = [x["data"]["judged"] if x["data"] else None for x in facts]
     if all(songs is not None and songs == judged[0] for songs in judged):
+        if not any(x["predictor"] for x in facts):
+            return "All runs have the same songs with the same labels."
         return (
             f"All predictors are judged by the same {count(len(judged[0]), 'test song')}, with the "
             "same labels. Intervals are over songs: runs whose intervals overlap may yet differ, "
             "and one seed each cannot tell."
         )
     return (
-        "These predictors are not judged by the same test songs with the same labels: figures "
-        "stand side by side, and no difference between them is one of the models alone."
+        "These runs are not judged by the same test songs with the same labels: figures stand "
+        "side by side, and no difference between them is one of the models alone."
     )
 
 

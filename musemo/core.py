@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'MusemoError', 'seed_for', 'rng_for', 'torch_rng_for', 'see
            'autocast', 'write_atomic', 'Run', 'take_rows', 'load_part', 'cut_windows', 'progress', 'subplots',
            'plot_log_mel', 'wav_bytes', 'player']
 
-# %% ../nbs/01_core.ipynb #f252bc02
+# %% ../nbs/01_core.ipynb #7799dd0a
 import base64
 import hashlib
 import html
@@ -26,7 +26,7 @@ import soundfile
 import torch
 from IPython.display import HTML
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 # %% ../nbs/01_core.ipynb #c4455bcf
@@ -85,7 +85,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
     "Run the forward pass in `dtype`; nothing at all in full precision."
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-# %% ../nbs/01_core.ipynb #0788083b
+# %% ../nbs/01_core.ipynb #17b72eaa
 def _write_json(file, value):
     if "units" not in value:
         raise MusemoError("a .json artifact must say its units; add the key 'units'")
@@ -103,6 +103,7 @@ _writers = {
     ".wav": _write_wav,
     ".png": lambda file, figure: figure.savefig(file, format="png", dpi=110),
     ".html": lambda file, text: file.write(text.encode()),
+    ".safetensors": lambda file, weights: file.write(save(weights)),
 }
 
 
@@ -124,7 +125,7 @@ _readers = {
 _unreadable = (SafetensorError, soundfile.LibsndfileError, ValueError, EOFError)
 _unreadable += (OverflowError, RecursionError)  # of shapes and nesting that somebody made up
 
-# %% ../nbs/01_core.ipynb #ca1449ad
+# %% ../nbs/01_core.ipynb #5749f1de
 def write_atomic(
     path: Path,  # the file to make or replace
     value: object,  # what the suffix asks for: dict, table, array, (wave, rate), figure, text
@@ -133,11 +134,8 @@ def write_atomic(
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(value, temporary)
-        else:
-            with open(temporary, "wb") as file:
-                _writers[path.suffix](file, value)
+        with open(temporary, "wb") as file:
+            _writers[path.suffix](file, value)
         os.replace(temporary, path)
     except (OSError, SafetensorError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "strerror", None) or error

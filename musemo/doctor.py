@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -130,16 +131,20 @@ def check_librosa() -> Iterator[Finding]:
         yield Finding("librosa", last, "pip install --force-reinstall librosa numba", needed=True)
 
 
-def _look_at_data(place: Path) -> Finding:
+def _look_at_data(place: Path, scale: str | None) -> Finding:
     "Count songs and sound files; raises MusemoError where a run could not read them."
-    songs, _, files = list_songs(make_config("full", {"data.path": str(place)}))
+    scales = {"data.scale": scale} if scale else {}
+    songs, _, files = list_songs(make_config("full", {"data.path": str(place)} | scales))
     rated = songs["valence"].notna().sum()
     found = f"{place}: {rated} rated songs, {sum(map(bool, files))} sound files"
     advice = "put the songs' sound below this folder, or where the table says"
-    return Finding("data", found, f"musemo run --data {place}" if any(files) else advice)
+    command = f"musemo run --data {shlex.quote(str(place))}" + (
+        f" --scale {scale}" if scale else ""
+    )
+    return Finding("data", found, command if any(files) else advice)
 
 
-def check_data(data: str = "") -> Iterator[Finding]:
+def check_data(data: str = "", scale: str | None = None) -> Iterator[Finding]:
     "Look for songs where they were said to be, or for DEAM where people keep it."
     places = [Path(p).expanduser() for p in ((data,) if data else _places)]
     reasons = []
@@ -147,7 +152,7 @@ def check_data(data: str = "") -> Iterator[Finding]:
         if not place.exists():
             continue
         try:
-            yield _look_at_data(place)
+            yield _look_at_data(place, scale)
             return
         except MusemoError as error:
             reasons.append(str(error))
@@ -216,10 +221,10 @@ def check_jupyter() -> Iterator[Finding]:
     yield Finding("Jupyter", ", ".join(there) or "none", "" if there else advice)
 
 
-def examine(data: str = "") -> list[Finding]:
+def examine(data: str = "", scale: str | None = None) -> list[Finding]:
     "Look at everything that musemo uses; nothing is written."
     checks = (check_packages(), check_machine(), check_browser(), check_sound(), check_librosa())
-    checks += (check_data(data), check_weights(), check_kaggle(), check_jupyter())
+    checks += (check_data(data, scale), check_weights(), check_kaggle(), check_jupyter())
     return [finding for check in checks for finding in check]
 
 

@@ -9,15 +9,16 @@ from importlib.util import find_spec
 
 import ipywidgets
 
-# %% ../nbs/12_evaluation.ipynb #c5d45400
+# %% ../nbs/12_evaluation.ipynb #450202e0
 _ZONE = """
 function render({ model, el }) {
   const zone = document.createElement("label"), input = document.createElement("input");
   const part = 1 << 20;  // bytes of one message: Jupyter refuses ten times as much
   async function take(file) {
+    const drop = Math.random();
     for (let at = 0; file && at < Math.max(file.size, 1); at += part) {
       const content = await file.slice(at, at + part).arrayBuffer();
-      model.send({ name: file.name, first: !at, last: at + part >= file.size }, null, [content]);
+      model.send({ name: file.name, drop, last: at + part >= file.size }, null, [content]);
     }
   }
   Object.assign(input, { type: "file", accept: "audio/*" });
@@ -45,14 +46,13 @@ def open_drop_zone(
         return button
     from anywidget import AnyWidget
 
-    parts: list[bytes] = []
+    drops: dict[float, list[bytes]] = {}  # two files that come at once are told apart
 
     def collect(_, told: dict, buffers: list[memoryview]) -> None:
-        if told["first"]:
-            parts.clear()
+        parts = drops.setdefault(told["drop"], [])
         parts.extend(map(bytes, buffers))
         if told["last"]:
-            take(told["name"], b"".join(parts))
+            take(told["name"], b"".join(drops.pop(told["drop"])))
 
     zone = type("DropZone", (AnyWidget,), {"_esm": _ZONE})()
     zone.on_msg(collect)

@@ -16,12 +16,16 @@ from musemo.score_parts import join_parts, place_part
 from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds, say_what_it_is_worth
 
 
+_DATA = ("songs.csv", "label_audit.json")
+
+
 def read_facts(run: Run, config: Config, done: dict[str, float]) -> dict:
     "Read each part whose section is done, None for the others; raises MusemoError for old ones."
     facts = {}
     for part, (section, read) in _PARTS.items():
         with _of_this_version(f"{run.folder}: section {section}", f"--from {int(section[:2])}"):
-            facts[part] = read(run, config) if section in done else None
+            there = section in done or part == "data" and run.has(*_DATA)  # of musemo evaluate
+            facts[part] = read(run, config) if there else None
     with _of_this_version(run.path("folds.json"), "musemo evaluate, where it is deleted"):
         found = load_folds(run, config)
         facts["folds"] = read_folds(found) if found else None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from musemo.config import Config
 from musemo.core import Run
-from musemo.demo import EDITION, compose_demo
 from musemo.presets import make_config, read_config, save_config
 from musemo.records import load_config
 from musemo.sections import SECTIONS
@@ -15,6 +14,8 @@ def with_data(config: Config, folder: Path, *, compose: bool = True) -> Config:
     "Name the demo music below `folder` where the configuration names no data, and compose it."
     if config.data.path:
         return config
+    from musemo.demo import EDITION, compose_demo  # here: real songs need nothing of what composes
+
     data = config.data
     name = f"music-{data.demo_songs}x{data.demo_seconds:g}s-v{EDITION}"  # an old one may be there
     music = folder.resolve() / name

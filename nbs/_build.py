@@ -26,7 +26,7 @@ INSTALL = """#| hide
 # Colab and Kaggle do not have the package yet. Elsewhere this does nothing.
 from importlib.util import find_spec
 
-if not find_spec("musemo"):
+if not ((found := find_spec("musemo")) and found.origin):  # a clone's folder is no package
     %pip install -q "musemo[demo] @ git+https://github.com/musemo/musemo"
 """
 

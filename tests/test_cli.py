@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from musemo import cli
 from musemo.cli import app
 from musemo.cli_options import configure, run_folder
-from musemo.core import MusemoError
-from musemo.presets import find_faults
+from musemo.core import MusemoError, Run
+from musemo.presets import find_faults, save_config
 
 
 def commands(command, *name):
@@ -68,6 +68,25 @@ def test_folders_that_are_there_mean_the_same_from_everywhere(tmp_path, monkeypa
     config = configure("full", ["quality.embedding=~/ears"])
     assert config.quality.embedding == str(tmp_path / "ears")
     assert run_folder(config, "full", Path("~/there")) == tmp_path / "there"
+    for word in ("scratch", "vit"):  # words of the configuration, whatever folders lie here
+        (tmp_path / word).mkdir()
+    assert configure("demo", ["quality.embedding=vit"]).quality.embedding == "vit"
+    assert configure("demo", ["vit.weights=scratch"]).vit.weights == "scratch"
+
+
+def test_the_default_folder_belongs_to_one_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    configs = []
+    for place in ("DEAM v1.0", "DEAM v1.1", "x/DEAM v1.0"):
+        (tmp_path / place).mkdir(parents=True)
+        configs.append(configure("demo", [], path=str(tmp_path / place)))
+    folders = [run_folder(config, "demo", None) for config in configs]
+    assert folders == [Path("runs", name) for name in ("DEAM v1.0", "DEAM v1.1", "DEAM v1.0")]
+    save_config(Run(folders[0]), configs[0])
+    assert run_folder(configs[0], "demo", None) == folders[0]
+    with pytest.raises(MusemoError, match="is a run of other songs .*--out runs/DEAM v1.0"):
+        run_folder(configs[2], "demo", None)
+    assert run_folder(configure("full", []), "full", None) == Path("runs/full")
 
 
 def test_a_form_s_faults_name_no_command():

@@ -65,6 +65,10 @@ def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
     (tmp_path / "songs.csv").write_text("file,valence,arousal\na.mp3,5,5\nb.mp3,2,5\n")
     (table,) = check_data(str(tmp_path / "songs.csv"))
     assert table.found.endswith("songs.csv: 2 rated songs, 0 sound files")
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "songs.csv").write_text("file,valence,arousal\na.wav,0.5,0.5\nb.mp3,1,0\n")
+    (table,) = check_data(str(tmp_path / "songs.csv"), "0-1")
+    assert table.advice == f"musemo run --data {tmp_path}/songs.csv --scale 0-1"
     assert absent.found.endswith("no such folder or table") and "fetch DEAM" in absent.advice
     assert odd.needed and absent.needed
 
@@ -92,6 +96,17 @@ def test_a_missing_package_is_one_line(name):
     done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"musemo: {name} is missing: pip install" in done.stderr
+
+
+def test_real_songs_need_nothing_of_what_composes_demo_music():
+    code = (
+        "import sys; sys.modules['midirenderer'] = sys.modules['pretty_midi'] = None; "
+        "import musemo.pipeline, musemo.__main__ as m; print('there'); m.main()"
+    )
+    command = [sys.executable, "-c", code, "demo", "music"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "there\n"
+    assert "midirenderer is missing: pip install 'musemo[demo]'" in done.stderr
 
 
 def test_a_package_that_is_not_installed_is_said(monkeypatch):

@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "explanation": {"core", "config", "readout", "vit", "dataset", "metrics"},
     "hearing": {"core", "config", "sound_files", "spectrum"},
     "model_card": {"core", "config", "data", "verdict"},
-    "answers": {"core", "config"},
+    "answers": {"core", "config", "batches", "hearing"},
     "batches": {"dataset", "hearing", "vit"},
     "prediction": {
         *("core", "config", "presets", "vit"),

@@ -46,6 +46,7 @@ def test_a_run_leaves_every_artifact_report_and_headline(smoke_run):
 
 def test_artifacts_keep_their_contract(smoke_run):
     run = Run(smoke_run)
+    assert len({path.stat().st_mode for path in smoke_run.glob("*.*") if path.is_file()}) == 1
     songs = run.load("songs.csv")
     assert {"song_id", "valence", "arousal", "split", "status", "reason"} <= set(songs)
     assert songs[["valence", "arousal"]].abs().max().max() <= 1

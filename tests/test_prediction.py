@@ -141,9 +141,24 @@ def test_what_cannot_be_heard_says_why(model, tmp_path):
         model.predict(path)
     with pytest.raises(MusemoError, match="nowhere.wav: there is no such file"):
         model.predict(tmp_path / "nowhere.wav")
+    with pytest.raises(MusemoError, match="cannot be looked at .*too long"):
+        model.predict(tmp_path / ("a" * 300 + ".wav"))
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(MusemoError, match="pipe.wav: is no regular file; save it"):
+        model.predict(tmp_path / "pipe.wav")
     (tmp_path / "song.mp3").write_text("no sound at all\n" * 500)
     with pytest.raises(MusemoError, match="song.mp3: cannot be read as sound"):
         model.predict(tmp_path / "song.mp3")
+
+
+def test_a_name_in_another_encoding_is_heard_and_shown(folder, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    with open(path, "wb") as file:
+        soundfile.write(file, music(5, 16000), 16000, format="WAV")
+    command = [sys.executable, "-m", "musemo", "predict", path, "--model", folder]
+    for form, shown in ((), "caf\\udce9.wav"), (("--json",), "caf\\udce9.wav"):
+        done = subprocess.run([*command, *form], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0 and shown in done.stdout, done.stderr
 
 
 def test_arrays_that_are_no_sound_say_why(model):
@@ -239,6 +254,7 @@ def test_a_curve_tells_time_from_the_songs_start(model):
 
 def test_a_saved_model_opens_in_a_fresh_process(model, folder):
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     wave = music(6, 22050)
     code = f"""
 import numpy as np

@@ -31,7 +31,7 @@ import soundfile
 import torch
 from IPython.display import HTML
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 # %%
@@ -185,6 +185,7 @@ _writers = {
     ".wav": _write_wav,
     ".png": lambda file, figure: figure.savefig(file, format="png", dpi=110),
     ".html": lambda file, text: file.write(text.encode()),
+    ".safetensors": lambda file, weights: file.write(save(weights)),
 }
 
 
@@ -222,11 +223,8 @@ def write_atomic(
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(value, temporary)
-        else:
-            with open(temporary, "wb") as file:
-                _writers[path.suffix](file, value)
+        with open(temporary, "wb") as file:
+            _writers[path.suffix](file, value)
         os.replace(temporary, path)
     except (OSError, SafetensorError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "strerror", None) or error

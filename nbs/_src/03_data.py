@@ -24,9 +24,10 @@ from musemo.core import MusemoError
 # %%
 #| export sound_files
 import math
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -627,6 +628,11 @@ def check_rate(rate: int, name: str) -> None:
 class ForwardFile(soundfile.SoundFile):
     "A sound file that is read from its beginning to its end."
 
+    @property
+    def name(self) -> str:
+        "Say the file's name, which libsndfile is given in bytes."
+        return os.fsdecode(super().name)
+
     def seekable(self) -> bool:
         "Say no: else soundfile seeks after each block, and .mp3 below 32 kHz breaks there."
         return False
@@ -634,12 +640,19 @@ class ForwardFile(soundfile.SoundFile):
 
 def open_sound(path: str | PathLike) -> ForwardFile:
     "Open a sound file; raises MusemoError where it is none."
-    if not Path(path).is_file():
-        if Path(path).exists():
-            raise MusemoError(f"{path}: is a folder; name its files")
-        raise MusemoError(f"{path}: there is no such file; name one that is there")
     try:
-        file = ForwardFile(path)
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise MusemoError(f"{path}: there is no such file; name one that is there") from error
+    except (OSError, ValueError) as error:  # too long a name, say, or a folder that is closed
+        reason = getattr(error, "strerror", None) or error
+        raise MusemoError(f"{path}: cannot be looked at ({reason}); name another file") from error
+    if stat.S_ISDIR(mode):
+        raise MusemoError(f"{path}: is a folder; name its files")
+    if not stat.S_ISREG(mode):
+        raise MusemoError(f"{path}: is no regular file; save it as one, and name that")
+    try:
+        file = ForwardFile(os.fsencode(path))  # a name in any encoding
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         reason = getattr(error, "error_string", str(error))
         if "not a regular file" in reason:  # said of a text that is named .mp3

@@ -626,6 +626,32 @@ def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     return {"source": model.source, "dropout": model.dropout.p, "backbone": plain} | parts
 
 
+_RENAMED = {  # a ViT's weights in transformers up to 5.6, and since 5.20 at the latest
+    "backbone.encoder.layer.": "backbone.layers.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+def rename_weights(
+    state: dict[str, torch.Tensor],  # as any version of transformers names them
+    model: nn.Module,  # with an EmotionViT in it
+) -> dict[str, torch.Tensor]:
+    "Name weights as the installed transformers does."
+    fresh = any("backbone.layers." in name for name in model.state_dict())
+    pairs = _RENAMED.items() if fresh else [(new, old) for old, new in _RENAMED.items()]
+    renamed = {}
+    for name, weight in state.items():
+        for before, after in pairs:
+            name = name.replace(before, after)
+        renamed[name] = weight
+    return renamed
+
+
 def revive_vit(
     description: dict,  # from describe_vit
     state: dict[str, torch.Tensor] | None = None,  # the weights; None: to be loaded into it
@@ -637,13 +663,21 @@ def revive_vit(
     )
     model = {"spec": EmotionViT, "small": SmallViT}[parts.pop("recipe")](backbone, **parts)
     if state is not None:
-        model.load_state_dict(state)
+        model.load_state_dict(rename_weights(state, model))
     return model.eval()
 
 
 # %%
-again = revive_vit(json.loads(json.dumps(describe_vit(loaded))), loaded.state_dict())
-test_eq(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy())
+weights, others = loaded.state_dict(), {}
+for name, weight in weights.items():  # as each version of transformers names them
+    for one, other in _RENAMED.items():
+        name = name.replace(*(one, other) if one in name else (other, one))
+    others[name] = weight
+test_eq(rename_weights(others, loaded).keys(), weights.keys())
+assert others.keys() != weights.keys()
+for state in (weights, others):
+    again = revive_vit(json.loads(json.dumps(describe_vit(loaded))), state)
+    test_close(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy(), eps=1e-6)
 
 
 # %% [markdown]

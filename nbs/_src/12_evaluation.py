@@ -2190,8 +2190,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from musemo.batches import answer_batches
 from musemo.config import EMOTIONS
 from musemo.core import COLORS, MusemoError, subplots, write_atomic
+from musemo.hearing import Song
 
 
 # %%
@@ -2364,7 +2366,6 @@ print(show_answers(songs, [told, failed], "table"))
 
 # %%
 #| export prediction
-import math
 import os
 import re
 import tempfile
@@ -2381,17 +2382,17 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_h
 from joblib import cpu_count
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from torch import nn
 
-from musemo.answers import name_emotion
+from musemo.answers import follow_song, name_emotion
 from musemo.batches import answer_batches
 from musemo.config import AudioConfig
 from musemo.core import MusemoError, Run, pick_device
 from musemo.hearing import Heard, Song, cover_song, hear, look_ahead, torch_threads
 from musemo.model_card import gather_facts, write_card
 from musemo.presets import read_config
-from musemo.vit import revive_vit
+from musemo.vit import rename_weights, revive_vit
 
 # %%
 #| export prediction
@@ -2429,14 +2430,15 @@ class SharedModel(PyTorchModelHubMixin):
         "Build the model that config.json describes around its weights."
         keys = ["revision", "cache_dir", "force_download", "local_files_only", "token"]
         where = {key: options.pop(key) for key in keys}
-        path = Path(model_id, WEIGHTS)
-        if not Path(model_id).is_dir():
-            path = hf_hub_download(model_id, WEIGHTS, **where)
+        for old in ("proxies", "resume_download"):  # huggingface_hub before 1.0 hands these on
+            options.pop(old, None)
+        here = Path(model_id).is_dir()
+        path = Path(model_id, WEIGHTS) if here else hf_hub_download(model_id, WEIGHTS, **where)
         if not options:
             raise MusemoError("has no config.json of an EmotionModel; make one with musemo export")
         check_format(options.get("format"))
         model = cls(**options)
-        load_model(model, path, strict=True, device=map_location)
+        model.load_state_dict(rename_weights(load_file(path, device=map_location), model))
         return model.eval()
 
     def generate_model_card(self, **options) -> ModelCard:
@@ -2562,7 +2564,7 @@ def model_of_run(kind: type[EmotionModel], run: Run) -> EmotionModel:
             facts=gather_facts(run, config),
             format=FORMAT,
         )
-        model.network.load_state_dict(state)
+        model.network.load_state_dict(rename_weights(state, model))
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MusemoError(
@@ -2612,12 +2614,12 @@ def predict_many(
 
 
 # %%
-#| export prediction
+#| export answers
 FEW = 256  # windows of a curve whose answers are made at once
 
 
 def follow_song(
-    model: EmotionModel,
+    model,  # an EmotionModel
     song: Song,
     sample_rate: int | None,
     step: float,  # s
@@ -2696,8 +2698,11 @@ def export_model(model: EmotionModel, folder: Path) -> Path:
         raise MusemoError(f"{folder}: is there and not empty; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        model.save_pretrained(Path(temporary, "model"))
-        os.replace(Path(temporary, "model"), folder)
+        made = Path(temporary, "model")
+        model.save_pretrained(made)
+        # Safetensors are written for their owner alone; whoever may read the rest may read these.
+        os.chmod(made / WEIGHTS, os.stat(made / "config.json").st_mode)
+        os.replace(made, folder)
     return folder
 
 
@@ -2741,9 +2746,10 @@ function render({ model, el }) {
   const zone = document.createElement("label"), input = document.createElement("input");
   const part = 1 << 20;  // bytes of one message: Jupyter refuses ten times as much
   async function take(file) {
+    const drop = Math.random();
     for (let at = 0; file && at < Math.max(file.size, 1); at += part) {
       const content = await file.slice(at, at + part).arrayBuffer();
-      model.send({ name: file.name, first: !at, last: at + part >= file.size }, null, [content]);
+      model.send({ name: file.name, drop, last: at + part >= file.size }, null, [content]);
     }
   }
   Object.assign(input, { type: "file", accept: "audio/*" });
@@ -2771,14 +2777,13 @@ def open_drop_zone(
         return button
     from anywidget import AnyWidget
 
-    parts: list[bytes] = []
+    drops: dict[float, list[bytes]] = {}  # two files that come at once are told apart
 
     def collect(_, told: dict, buffers: list[memoryview]) -> None:
-        if told["first"]:
-            parts.clear()
+        parts = drops.setdefault(told["drop"], [])
         parts.extend(map(bytes, buffers))
         if told["last"]:
-            take(told["name"], b"".join(parts))
+            take(told["name"], b"".join(drops.pop(told["drop"])))
 
     zone = type("DropZone", (AnyWidget,), {"_esm": _ZONE})()
     zone.on_msg(collect)
@@ -2788,10 +2793,11 @@ def open_drop_zone(
 # %%
 taken = []
 zone = open_drop_zone(lambda *file: taken.append(file))
-for first, part in ((True, b"half"), (True, b"a so"), (False, b"ng")):  # the first one broke off
-    told = {"name": "mine.mp3", "first": first, "last": part == b"ng"}
+# The first one breaks off, and the next two come at once.
+for drop, part in ((0, b"half"), (1, b"a so"), (2, b"anot"), (1, b"ng"), (2, b"her")):
+    told = {"name": f"{drop}.mp3", "drop": drop, "last": part in (b"ng", b"her")}
     zone._handle_custom_msg(told, [memoryview(part)])
-test_eq(taken, [("mine.mp3", b"a song")])
+test_eq(taken, [("1.mp3", b"a song"), ("2.mp3", b"another")])
 
 # %% [markdown]
 # The answer is its emotion, its curve, and around one moment what raised the answer, to see and
