@@ -82,13 +82,13 @@ class GanConfig(Section):
             raise ValueError("first_fall must be below steepest_fall")
         return self
 
-# %% ../nbs/02_config.ipynb #5b011dc1
+# %% ../nbs/02_config.ipynb #bf5d50cd
 class ResidualConfig(Section):
     "The residual GAN: what it has of its own; size and schedule are those of `gan`."
 
     learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
     discriminator_rate: float = setting(
-        2.0, "x", "discriminator's share of it: the generator starts from much", "Heusel 2017", gt=0
+        1.7, "x", "discriminator's share of it: the generator starts from much", "Heusel 2017", gt=0
     )
     averaging: float = setting(0.995, "-", "kept by the generator's average", ge=0, lt=1)
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)

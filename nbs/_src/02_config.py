@@ -317,7 +317,7 @@ class ResidualConfig(Section):
 
     learning_rate: float = setting(2e-4, "-", "Adam, generator", "Huang 2024", gt=0)
     discriminator_rate: float = setting(
-        2.0, "x", "discriminator's share of it: the generator starts from much", "Heusel 2017", gt=0
+        1.7, "x", "discriminator's share of it: the generator starts from much", "Heusel 2017", gt=0
     )
     averaging: float = setting(0.995, "-", "kept by the generator's average", ge=0, lt=1)
     penalty: float = setting(1.0, "x", "gradient penalty, real and drawn", gt=0)

@@ -668,14 +668,14 @@ def revive_vit(
 
 
 # %%
-weights, others = loaded.state_dict(), {}
-for name, weight in weights.items():  # as each version of transformers names them
-    for one, other in _RENAMED.items():
-        name = name.replace(*(one, other) if one in name else (other, one))
-    others[name] = weight
-test_eq(rename_weights(others, loaded).keys(), weights.keys())
-assert others.keys() != weights.keys()
-for state in (weights, others):
+weights, older = loaded.state_dict(), {}
+for name, weight in weights.items():
+    for before, after in _RENAMED.items():
+        name = name.replace(after, before)
+    older[name] = weight
+assert "backbone.encoder.layer.0.attention.output.dense.weight" in older
+test_eq(set(rename_weights(older, loaded)), set(weights))
+for state in (weights, older):
     again = revive_vit(json.loads(json.dumps(describe_vit(loaded))), state)
     test_close(again(pixels).detach().numpy(), loaded.eval()(pixels).detach().numpy(), eps=1e-6)
 
