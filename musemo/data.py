@@ -36,7 +36,7 @@ from .sound_files import CONVERT, open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 from .splitting import group_songs, split_songs
 
-# %% ../nbs/03_data.ipynb #f5d8ecaa
+# %% ../nbs/03_data.ipynb #58c9eaf3
 @dataclass(frozen=True)
 class Sources:
     "Where the tables and the sound of a data set lie."
@@ -63,10 +63,11 @@ def find_deam(
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                if tables.setdefault(plain, path).read_bytes() != path.read_bytes():
+                known = tables.setdefault(plain, path)
+                if known != path and known.read_bytes() != path.read_bytes():
                     raise MusemoError(
-                        f"data.path = {str(root)!r}: {tables[plain]} and {path} are two tables of "
-                        "one name; name a folder that holds one of them"
+                        f"data.path = {str(root)!r}: {known} and {path} are two tables of one "
+                        "name; name a folder that holds one of them"
                     )
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name

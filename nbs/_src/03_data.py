@@ -480,10 +480,11 @@ def find_deam(
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                if tables.setdefault(plain, path).read_bytes() != path.read_bytes():
+                known = tables.setdefault(plain, path)
+                if known != path and known.read_bytes() != path.read_bytes():
                     raise MusemoError(
-                        f"data.path = {str(root)!r}: {tables[plain]} and {path} are two tables of "
-                        "one name; name a folder that holds one of them"
+                        f"data.path = {str(root)!r}: {known} and {path} are two tables of one "
+                        "name; name a folder that holds one of them"
                     )
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
