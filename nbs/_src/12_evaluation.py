@@ -3057,12 +3057,12 @@ run.headline("12_evaluation", f"{'; '.join(headline)}; {len(rated)} real test so
 
 # %% [markdown]
 # The bars are intervals: within them the rating of nine new songs in ten is to lie, whatever the
-# model is worth. That is a promise over many songs and many splits. Over 50 splits of 160 composed
-# songs, with a ridge as the model, 90.3 % lay within on average, and 59 to 100 % in one split.
+# model is worth. That is a promise over many songs and many splits. Over 200 splits of 160 composed
+# songs, with a ridge as the model, 91.0 % lay within on average, and 53 to 100 % in one split.
 #
-# It does not hold within a genre: by ensemble, 79 % (strings, arousal) to 98 % were held. And in
+# It does not hold within a genre: by ensemble, 79 % (rock, valence) to 98 % were held. And in
 # composed music the raters' spread is drawn at random, so scaling by it cannot pay: widths differed
-# by less than .001 (`tests/bench/interval_coverage.py`, seed 0).
+# by .001 or less (`python tests/bench/interval_coverage.py --splits 200`, seed 0).
 
 # %%
 print(say_intervals(metrics))
