@@ -1004,13 +1004,14 @@ def cached_log_mel(
         return "unreadable", f"{path.name}: {error.strerror}"
     settings = hashlib.blake2b(b"log-mel 4" + audio.model_dump_json().encode(), digest_size=8)
     target = cache / content[:2] / f"{content}-{settings.hexdigest()}.npy"
-    if _recall(target) is None:
+    log_mel = _recall(target)
+    if log_mel is None:
         try:
             wave = decode(path, audio)
         except MusemoError as error:
             return "unreadable", str(error).replace(str(path), path.name)
         write_atomic(target, log_mel_of(wave, audio))
-    log_mel = _recall(target)
+        log_mel = _recall(target)
     seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
     if not seconds:
         return "silent", "no sound above -40 dB"
