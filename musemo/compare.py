@@ -10,7 +10,7 @@ from musemo.pages import count, duration, figure, hours, interval, memory, page_
 from musemo.presets import flatten
 from musemo.records import load_config, load_record
 from musemo.report import read_promise
-from musemo.verdict import ARMS, AXES, RIVALS
+from musemo.verdict import ARMS, AXES, RIVALS, say_figure
 
 
 def open_done(folder: Path) -> dict:  # run, config, record, facts, environment
@@ -88,11 +88,12 @@ def _folds(facts: dict) -> dict[str, str]:
     rows = {"songs, folds x seeds": f"{folds['songs']}, {folds['folds']} x {folds['seeds']}"}
     for axis in AXES[::-1]:
         for who, told in folds["r2"][axis].items():
-            own = f"{told['r2']:.2f} {interval(told['r2_interval'])}"
+            own = f"{figure(told['r2'])} {interval(told['r2_interval'])}"
             rows[f"{axis}: R2 of {ARMS[who]}, 95 %"] = own
         if folds["verdict"]:
             gain = folds["verdict"][axis]
-            told = f"{gain['verdict']}: {gain['r2_gain']:+.3f} {interval(gain['interval'], 3)}"
+            added = f"{say_figure(gain['r2_gain'])} {interval(gain['interval'], 3)}"
+            told = f"{gain['verdict']}: {added}"
             rows[f"{axis}: do generated songs help?"] = told
     return rows
 

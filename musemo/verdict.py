@@ -201,7 +201,7 @@ def say_folds(record: dict) -> str:
             lines.append(f"Adding songs of the {record['generator']} to the real ones: {told}.")
     return "\n".join(lines)
 
-# %% ../nbs/12_evaluation.ipynb #789acb2f
+# %% ../nbs/12_evaluation.ipynb #4982d52b
 def score_leakage(
     honest: list[tuple[np.ndarray, np.ndarray]],  # of each seed: rated and predicted, (N, 2) each
     others: dict[str, list[tuple[np.ndarray, np.ndarray]]],  # protocol -> the same
@@ -234,7 +234,8 @@ def leakage_table(record: dict) -> pd.DataFrame:  # a row a protocol
         for metric in ("r2", "ccc"):
             values = table[f"{axis} {metric}"].astype(float)
             added = (values - values.iloc[0]).map(lambda x: f" ({x:+.2f})")
-            table[f"{axis} {metric}"] = values.map(lambda x: f"{x:.2f}") + added
+            shown = values.map(lambda x: f"{x:.2f}") + added
+            table[f"{axis} {metric}"] = shown.where(values.notna(), "-")
     return table.rename(columns=lambda name: name.replace("r2", "R2").replace("ccc", "CCC"))
 
 # %% ../nbs/12_evaluation.ipynb #250e7ea0

@@ -23,6 +23,7 @@ from musemo.verdict import (
     compare_arms,
     deal_folds,
     folds_tables,
+    leakage_table,
     load_folds,
     noise_ceiling,
     score_folds,
@@ -216,6 +217,14 @@ def test_songs_of_one_label_have_no_r2_and_no_gain(tmp_path):
     assert {gain["valence"]["r2_gain"] for gain in record["gains"]} == {None}
     assert all(gain["arousal"]["r2_gain"] is not None for gain in record["gains"])
     assert "-" in set(folds_tables(record)[1]["valence, gain in R2"])
+    record["gains"].append(record["gains"][0] | {"who": "augmented", "over": "model"})
+    run.save("folds.json", record)
+    save_config(run, config)
+    page = compare_runs([tmp_path, tmp_path], tmp_path / "both.html").read_text()
+    assert "cannot be told: - " in page
+    row = {"protocol": "honest", "songs": 20} | dict.fromkeys(("arousal r2", "arousal ccc"), 0.5)
+    row |= dict.fromkeys(("valence r2", "valence ccc"))
+    assert leakage_table({"leakage": [row]}).loc[:, "valence R2"].tolist() == ["-"]
 
 
 def test_the_command_judges_and_shows(tmp_path, monkeypatch):

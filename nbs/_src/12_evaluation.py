@@ -495,7 +495,8 @@ def leakage_table(record: dict) -> pd.DataFrame:  # a row a protocol
         for metric in ("r2", "ccc"):
             values = table[f"{axis} {metric}"].astype(float)
             added = (values - values.iloc[0]).map(lambda x: f" ({x:+.2f})")
-            table[f"{axis} {metric}"] = values.map(lambda x: f"{x:.2f}") + added
+            shown = values.map(lambda x: f"{x:.2f}") + added
+            table[f"{axis} {metric}"] = shown.where(values.notna(), "-")
     return table.rename(columns=lambda name: name.replace("r2", "R2").replace("ccc", "CCC"))
 
 
