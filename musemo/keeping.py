@@ -1,18 +1,17 @@
 """What a run knows of itself: who works in it, what is done, from which data, and if it is whole."""
 
-import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from musemo.config import Config
 from musemo.core import MusemoError, Run
-from musemo.data import find_data, list_songs
+from musemo.data import find_data, list_songs, mark_file
 from musemo.records import load_record
 
 
@@ -45,17 +44,11 @@ def claim(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def mark_file(path: Path) -> str:
-    "Name the content of a file."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def mark_data(config: Config) -> str:
     "Name the content of all tables and sound files that a run reads, or tries to."
     sources, (*_, files) = find_data(config), list_songs(config)
     named = [*sources.tables, *sources.dynamic.values(), *sources.metadata, *filter(None, files)]
-    whole = hashlib.blake2b(digest_size=16)
+    whole = xxhash.xxh3_128()
     for path in sorted(named):
         content = mark_file(path) if os.access(path, os.R_OK) else "unreadable"
         whole.update(f"{path.name}:{content}\n".encode())

@@ -28,8 +28,8 @@ def load_config(
 _UNITS = {
     "sections": "seconds",
     "memory": "MB of its processes, at most",
-    "artifacts": "blake2b of what each section left",
-    "data": "blake2b of tables and sound files",
+    "artifacts": "xxh3_128 of what each section left",
+    "data": "xxh3_128 of tables and sound files",
 }
 
 
