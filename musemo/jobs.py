@@ -14,7 +14,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .core import MusemoError, progress
 
-# %% ../nbs/03_data.ipynb #eafecd21
+# %% ../nbs/03_data.ipynb #7a18eb7f
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
     "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
@@ -58,7 +58,7 @@ def run_jobs(
     except TerminatedWorkerError as error:
         raise MusemoError(
             f"a process died while {desc}, most likely for want of memory: lower data.workers, "
-            "or --workers of musemo evaluate, and start again; what is done is kept"
+            "training.processes or --workers of musemo evaluate; what is done is kept"
         ) from error
     finally:
         if backend == "loky":  # idle processes would keep their memory, and their parent waiting

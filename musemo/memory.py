@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['T', 'with_half_batch']
 
-# %% ../nbs/01_core.ipynb #6dd9cb6e
+# %% ../nbs/01_core.ipynb #89bcd97f
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,7 +22,9 @@ def with_half_batch(
 ) -> T:
     "Do the work, where memory runs out with half the batch; raises MusemoError the second time."
     size = getattr(config, section).batch_size
-    sizes = (size, size // 2) if size >= 4 else (size,)  # one window alone is no batch
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # the others would not know
+    # One window alone is no batch.
+    sizes = (size, size // 2) if size >= 4 and not together else (size,)
     for attempt in sizes:
         part = getattr(config, section).model_copy(update={"batch_size": attempt})
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-# %% ../nbs/02_config.ipynb #2d4899ac
+# %% ../nbs/02_config.ipynb #ecc9eae0
 def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     "Declare a field of the configuration with its unit, meaning, source and bounds."
     return Field(
@@ -33,8 +33,8 @@ class Section(BaseModel):
     )
 
     @field_validator("*")
-    @classmethod
-    def _hold_no_secret(cls, value):
+    @staticmethod  # a notebook's class method cannot be sent to another process
+    def _hold_no_secret(value):
         if isinstance(value, str) and _SECRET.search(value):
             text = "looks like a password or a token, and pages show it; keep it in HF_TOKEN"
             raise PydanticCustomError("secret", text)

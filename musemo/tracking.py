@@ -3,13 +3,12 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'follow_with', 'follow_part', 'track']
 
-# %% ../nbs/01_core.ipynb #c4fbf298
+# %% ../nbs/01_core.ipynb #637d3bf0
 import importlib
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,8 +44,10 @@ def follow_part(name: str) -> Iterator[None]:
     finally:
         os.environ["MUSEMO_LOG_PART"] = before
 
-# %% ../nbs/01_core.ipynb #1d44e5a4
-@cache
+# %% ../nbs/01_core.ipynb #aacdb304
+_trackers = {}  # not functools.cache: what it wraps cannot be sent to another process
+
+
 def _open_tracker(kind: str, folder: Path, name: str) -> GeneralTracker:
     "Start the tracker of one training; raises MusemoError where it does not start."
     PartialState()  # accelerate's trackers want to know the processes, be it only one
@@ -79,4 +80,6 @@ def track(
     kind, _, folder = chosen.partition(":")
     values = {k: v for k, v in row.items() if v is not None and math.isfinite(v)}
     name = os.environ.get("MUSEMO_LOG_PART", "") + name
-    _open_tracker(kind, Path(folder), name).log(values, step=step)
+    if (kind, folder, name) not in _trackers:
+        _trackers[kind, folder, name] = _open_tracker(kind, Path(folder), name)
+    _trackers[kind, folder, name].log(values, step=step)

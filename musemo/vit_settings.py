@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from .settings import ORIGINAL, SPEC, Fraction, Section, setting
 
-# %% ../nbs/02_config.ipynb #aecbbb00
+# %% ../nbs/02_config.ipynb #daee9936
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
@@ -114,6 +114,9 @@ class TrainingConfig(Section):
     cache: bool = setting(True, "-", "run frozen blocks once for each window, not each epoch")
     cache_precision: Literal["float16", "float32"] = setting(
         "float16", "-", "of cached tokens; float16 moves predictions by less than 2e-3"
+    )
+    processes: int = setting(
+        0, "processes", "that train the run's model together; 0: one for each GPU", ge=0
     )
     cache_mb: float = setting(1000, "MB", "of memory for them; a larger cache lies on disk", ge=0)
 

@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'thaw_small',
            'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #ec6f2dff
+# %% ../nbs/11_vit_training.ipynb #0e6c269e
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +32,7 @@ from musemo.core import (
     seed_for,
 )
 from .dataset import WindowDataset, make_loader, read_datasets
-from .processes import deal, open_accelerator, sum_gradients
+from .processes import deal, open_accelerator, sum_gradients, work_together
 from .memory import with_half_batch
 from .small_training import gain_over_songs, train_small
 from .tracking import track
@@ -264,9 +264,13 @@ def _train_once(
     early = len(epochs) < config.training.epochs
     return model.eval(), {"best_epoch": best, "stopped_early": early, "epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #b7c32a3a
+# %% ../nbs/11_vit_training.ipynb #cbb1c53f
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
+    return work_together(partial(_fit_vit, run, config), config)
+
+
+def _fit_vit(run: Run, config: Config) -> dict:
     data = read_datasets(run, config)
     model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)

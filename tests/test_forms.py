@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "weights": {"core", "config"},
     "backbone": {"weights"},
     "vit": {"config", "backbone", "descriptors", "readout", "weights"},
-    "processes": {"core", "config"},
+    "processes": {"core", "config", "jobs"},
     "pretext": {"core", "config", "descriptors", "readout", "vit", "processes", "tracking"},
     "activation_cache": {"core", "config", "vit", "processes"},
     "small_training": {

@@ -507,7 +507,9 @@ def kernel_run(small_config, tmp_path_factory):
                 "values": {
                     "audio.clip_seconds": 3.0,
                     "data.cache": str(home / "cache"),
-                    "data.workers": 2,  # a notebook's own functions must reach other processes
+                    "data.workers": 2,
+                    # A notebook's own functions must reach other processes.
+                    "training.processes": 2,
                 },
             },
             cwd=home / "working",
@@ -537,6 +539,7 @@ def test_the_kaggle_kernel_runs_alone(kernel_run):
     record = run.load("run.json")
     assert list(record["sections"]) == list(record["memory"]) == names
     held = list(record["memory"].values())
+    assert run.load("vit_history.json")["processes"] == 2
     assert held == sorted(held) and 300 < held[0] < 13_000  # MB; torch alone needs some 300
 
 

@@ -2,18 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import torch
 
 from musemo.core import MusemoError, Run
 from musemo.dataset import make_loader, read_datasets
+from musemo.memory import with_half_batch
 from musemo.pipeline import is_done, write_index
 from musemo.presets import make_config, save_config
-from musemo.processes import deal, own_stretch
+from musemo.processes import deal, open_accelerator, own_stretch, work_together
 from musemo.records import load_record
 from musemo.sections import SECTIONS
 from musemo.vit import predict_songs, revive_vit
@@ -84,6 +90,51 @@ def test_two_processes_train_like_one(recipe, tmp_path):
     far = np.abs(answers(shared, config) - answers(alone, config)).max()
     print(f"{recipe}: predictions {far:.1e} apart")
     assert far < 1e-3
+
+
+def test_a_run_starts_processes_of_its_own(tmp_path):
+    config = make_config("smoke", TINY | SPEC)
+    alone, shared = (prepare(tmp_path / name, config) for name in ("alone", "shared"))
+    fit_vit(alone, config)
+    several = make_config("smoke", TINY | SPEC | {"training.processes": 2})
+    assert fit_vit(shared, several)["processes"] == 2 and "RANK" not in os.environ
+    assert np.abs(answers(shared, config) - answers(alone, config)).max() < 1e-3
+
+
+def fails_in_the_second(how, config):
+    "Wait, as the first process, for another one that fails."
+    accelerator = open_accelerator(config)
+    if accelerator.process_index:
+        how()
+    return accelerator.reduce(torch.ones(1))
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_out_of_memory():
+    def work(config):
+        raise torch.OutOfMemoryError
+
+    with_half_batch(work, make_config("smoke"), "small")
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        (die, "process died.*training.processes"),
+        (run_out_of_memory, r"small.batch_size = \d+: lower"),
+    ],
+)
+def test_a_process_that_fails_ends_the_others(how, words):
+    config = make_config("smoke", {"device": "cpu", "training.processes": 2})
+    begun = time.monotonic()
+    with pytest.raises(MusemoError, match=words):
+        work_together(partial(fails_in_the_second, how, config), config)
+    assert time.monotonic() - begun < 60  # gloo would wait for half an hour
+    left = [child.cmdline() for child in psutil.Process().children()]
+    assert not [command for command in left if "LokyProcess" in str(command)]
 
 
 def test_half_precision_trains_to_nearly_the_same_answers(tmp_path):

@@ -403,7 +403,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from accelerate import PartialState
@@ -443,7 +442,9 @@ def follow_part(name: str) -> Iterator[None]:
 
 # %%
 #| export tracking
-@cache
+_trackers = {}  # not functools.cache: what it wraps cannot be sent to another process
+
+
 def _open_tracker(kind: str, folder: Path, name: str) -> GeneralTracker:
     "Start the tracker of one training; raises MusemoError where it does not start."
     PartialState()  # accelerate's trackers want to know the processes, be it only one
@@ -476,7 +477,9 @@ def track(
     kind, _, folder = chosen.partition(":")
     values = {k: v for k, v in row.items() if v is not None and math.isfinite(v)}
     name = os.environ.get("MUSEMO_LOG_PART", "") + name
-    _open_tracker(kind, Path(folder), name).log(values, step=step)
+    if (kind, folder, name) not in _trackers:
+        _trackers[kind, folder, name] = _open_tracker(kind, Path(folder), name)
+    _trackers[kind, folder, name].log(values, step=step)
 
 
 # %% [markdown]
@@ -498,6 +501,7 @@ test_fail(lambda: follow_with("paper", Path(".")), contains="one of tensorboard,
 
 # %%
 #| export memory
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -515,7 +519,9 @@ def with_half_batch(
 ) -> T:
     "Do the work, where memory runs out with half the batch; raises MusemoError the second time."
     size = getattr(config, section).batch_size
-    sizes = (size, size // 2) if size >= 4 else (size,)  # one window alone is no batch
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # the others would not know
+    # One window alone is no batch.
+    sizes = (size, size // 2) if size >= 4 and not together else (size,)
     for attempt in sizes:
         part = getattr(config, section).model_copy(update={"batch_size": attempt})
         try:

@@ -135,8 +135,8 @@ class Section(BaseModel):
     )
 
     @field_validator("*")
-    @classmethod
-    def _hold_no_secret(cls, value):
+    @staticmethod  # a notebook's class method cannot be sent to another process
+    def _hold_no_secret(value):
         if isinstance(value, str) and _SECRET.search(value):
             text = "looks like a password or a token, and pages show it; keep it in HF_TOKEN"
             raise PydanticCustomError("secret", text)
@@ -531,6 +531,9 @@ class TrainingConfig(Section):
     cache: bool = setting(True, "-", "run frozen blocks once for each window, not each epoch")
     cache_precision: Literal["float16", "float32"] = setting(
         "float16", "-", "of cached tokens; float16 moves predictions by less than 2e-3"
+    )
+    processes: int = setting(
+        0, "processes", "that train the run's model together; 0: one for each GPU", ge=0
     )
     cache_mb: float = setting(1000, "MB", "of memory for them; a larger cache lies on disk", ge=0)
 

@@ -977,7 +977,7 @@ def run_jobs(
     except TerminatedWorkerError as error:
         raise MusemoError(
             f"a process died while {desc}, most likely for want of memory: lower data.workers, "
-            "or --workers of musemo evaluate, and start again; what is done is kept"
+            "training.processes or --workers of musemo evaluate; what is done is kept"
         ) from error
     finally:
         if backend == "loky":  # idle processes would keep their memory, and their parent waiting

@@ -445,7 +445,7 @@ class SmallViT(EmotionViT):
         size = 3 * backbone.config.hidden_size + 3 * bands // 2 + (tempi + 4) + 17
         self.head = nn.Linear(size, 2)
         self.register_buffer("lags", torch.ones(tempi, dtype=torch.long))
-        self.register_buffer("classes", torch.zeros(12, bands))
+        self.register_buffer("chroma_bank", torch.zeros(12, bands))
         self.register_buffer("decibels", torch.tensor(100.0))
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
@@ -455,7 +455,7 @@ class SmallViT(EmotionViT):
         "Join what the tokens say of windows with their statistics, the tokens first."
         parts = [pool_window_tokens(tokens), band_statistics(pixels)]
         parts += [rhythm_statistics(pixels, self.lags)]
-        parts += [harmony_statistics(pixels, self.classes, self.decibels)]
+        parts += [harmony_statistics(pixels, self.chroma_bank, self.decibels)]
         return torch.cat(parts, dim=1)
 
     def answer(self, features: torch.Tensor) -> torch.Tensor:
@@ -589,7 +589,7 @@ def build_vit(
             return EmotionViT(scratch_backbone(config), dropout=dropout)
         model = SmallViT(scratch_backbone(config), dropout=dropout, tempi=config.small.tempi)
         model.lags[:] = tempo_lags(config.audio, config.small)
-        model.classes[:] = pitch_classes(config.audio, config.small)
+        model.chroma_bank[:] = pitch_classes(config.audio, config.small)
         model.decibels.fill_(config.audio.db_max - config.audio.db_min)
         return model
     folder, source = find_weights(config, kaggle)

@@ -16,15 +16,19 @@
 # %%
 #| export processes
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
+from joblib import delayed
 
 from musemo.config import Config
 from musemo.core import MusemoError, pick_device, pick_precision
+from musemo.jobs import run_jobs
 
 # %%
 #| export activation_cache
@@ -73,7 +77,7 @@ from musemo.core import (
     seed_for,
 )
 from musemo.dataset import WindowDataset, make_loader, read_datasets
-from musemo.processes import deal, open_accelerator, sum_gradients
+from musemo.processes import deal, open_accelerator, sum_gradients, work_together
 from musemo.memory import with_half_batch
 from musemo.small_training import gain_over_songs, train_small
 from musemo.tracking import track
@@ -201,10 +205,14 @@ test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=
 # %% [markdown]
 # ## One training, several processes
 #
-# `accelerate launch --multi_gpu --num_processes 2 -m musemo train RUN` starts this section twice,
-# and the result is the single process's. `--multi_gpu` is accelerate's name for several processes
-# on one machine, with GPUs or without; left out on a CPU, accelerate starts one and does not say
-# so, which is refused here.
+# Where a machine has several GPUs, each gets a process of its own (`training.processes`), and the
+# result is the single process's. A notebook cannot split in two, for its CUDA is in use: joblib
+# starts fresh processes and sends them the work, with the notebook's own functions where they are
+# in no package, and accelerate joins them.
+#
+# Across machines accelerate starts them itself, `accelerate launch -m musemo train RUN`. On one
+# machine `--multi_gpu --num_processes 2` is its name for several, with GPUs or without; left out on
+# a CPU, it starts one and does not say so, which is refused here.
 
 # %%
 #| export processes
@@ -236,6 +244,51 @@ alone = open_accelerator(make_config("smoke", {"device": "cpu"}))
 test_eq((alone.num_processes, alone.device.type, alone.mixed_precision), (1, "cpu", "no"))
 half = make_config("smoke", {"device": "cpu", "precision": "float16"})
 test_fail(lambda: open_accelerator(half), contains="precision = 'float16' on cpu")
+
+
+# %%
+#| export processes
+def count_processes(config: Config) -> int:
+    "Say how many processes are to train together; raises MusemoError for more than there are GPUs."
+    if "WORLD_SIZE" in os.environ:  # this is one of them
+        return 1
+    wanted, on_gpu = config.training.processes, pick_device(config.device).type == "cuda"
+    if on_gpu and wanted > torch.cuda.device_count():
+        raise MusemoError(
+            f"training.processes = {wanted}: there are {torch.cuda.device_count()} GPUs; "
+            "set training.processes=0 to use them all"
+        )
+    return wanted or (torch.cuda.device_count() if on_gpu else 1)
+
+
+def _join(work: Callable[[], Any], place: dict[str, str]) -> Any:
+    os.environ.update(place)
+    return work()
+
+
+def work_together(work: Callable[[], Any], config: Config) -> Any:
+    "Do the work here, or in new processes that an accelerator joins; give the first one's result."
+    count = count_processes(config)
+    if count == 1:
+        return work()
+    torch.cuda.empty_cache()  # for the process that shares the GPU with this one
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(count)}
+    places = [shared | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)]
+    for place in places[1:]:
+        place["MUSEMO_QUIET"] = "1"  # one bar is enough
+    jobs = (delayed(_join)(work, place) for place in places)
+    return run_jobs(jobs, workers=count, desc=f"training in {count} processes", total=count)[0]
+
+
+# %%
+def place_of() -> str:
+    return os.environ.get("RANK", "alone")
+
+
+two = make_config("smoke", {"training.processes": 2, "device": "cpu"})
+test_eq((place_of(), work_together(place_of, two)), ("alone", "0"))
 
 
 # %% [markdown]
@@ -1279,6 +1332,10 @@ def _train_once(
 #| export
 def fit_vit(run: Run, config: Config) -> dict:  # the content of vit_history.json
     "Train this run's model; raises MusemoError without weights, songs or a finite loss."
+    return work_together(partial(_fit_vit, run, config), config)
+
+
+def _fit_vit(run: Run, config: Config) -> dict:
     data = read_datasets(run, config)
     model, record = train_model(data, config, seed=config.seed, folder=run.folder)
     loss = WeightedEmotionLoss(config.training.valence_weight, config.training.arousal_weight)
