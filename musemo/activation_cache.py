@@ -29,14 +29,14 @@ def frozen_blocks(model: EmotionViT) -> int:
     learns = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
     return max([*learns, True].index(True) - 1, 0)
 
-# %% ../nbs/11_vit_training.ipynb #ac8adc29
+# %% ../nbs/11_vit_training.ipynb #15d33303
 class CutViT(nn.Module):
     "A model cut where its frozen blocks end: takes pixels, or the tokens at the cut."
 
     def __init__(self, model: EmotionViT):
         super().__init__()
         blocks, self.frozen = vit_blocks(model.backbone), frozen_blocks(model)
-        self.model, self.head = model, model.head
+        self.model, self.head, self.dropout = model, model.head, model.dropout
         self.lower = nn.ModuleList([model.backbone.embeddings, *blocks[: self.frozen]])
         self.upper = nn.ModuleList([*blocks[self.frozen :], model.backbone.layernorm])
         self.train(model.training)

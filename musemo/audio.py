@@ -158,13 +158,13 @@ def round_trip_error(
     asked = audio.to_db(np.asarray(log_mel, dtype=np.float32))
     return np.abs(audio.to_db(heard)[..., : asked.shape[2]] - asked).mean((1, 2))
 
-# %% ../nbs/08_audio.ipynb #a986ce63
+# %% ../nbs/08_audio.ipynb #534c7759
 def keep_from_clipping(
-    wave: np.ndarray,  # (S,)
+    wave: np.ndarray,  # (S,), or (B, S): turned down together, so that they can be compared
     *,
     peak: float = 0.99,  # full scale is 1
 ) -> tuple[np.ndarray, float]:  # the wave, and the gain in dB (0: untouched)
-    "Turn a wave down where its peak exceeds full scale."
+    "Turn sound down where its peak exceeds full scale."
     highest = float(np.abs(wave).max(initial=0))
     if highest <= 1:
         return wave, 0.0

@@ -62,6 +62,15 @@ Out = Annotated[
 Scale = Annotated[str | None, typer.Option(help="Scale of a table's labels: 1-9, -1-1 or 0-1.")]
 
 
+def check_scale(scale: str | None, data: str) -> None:
+    "Raise MusemoError for a scale without a table whose labels it could be of."
+    if scale and not Path(data).expanduser().is_file():
+        raise MusemoError(
+            f"--scale {scale}: is the scale of a table; name one with --data TABLE.csv, or leave it "
+            "out (DEAM's is 1-9)"
+        )
+
+
 def configure(preset: str, settings: list[str], **values: str | None) -> Config:
     "Build the configuration from SECTION.FIELD=VALUE settings and the options given."
     for setting in settings:
@@ -69,6 +78,7 @@ def configure(preset: str, settings: list[str], **values: str | None) -> Config:
             raise MusemoError(f"--set {setting!r}: must be SECTION.FIELD=VALUE")
     chosen = dict(setting.split("=", 1) for setting in settings)
     chosen |= {f"data.{name}": value for name, value in values.items() if value}
+    check_scale(values.get("scale"), chosen.get("data.path", ""))
     # Sections run in folders of their own: a path must mean the same there.
     for name in ("data.path", "data.cache", "vit.weights", "quality.embedding"):
         path = Path(chosen.get(name, "")).expanduser()

@@ -15,6 +15,7 @@ from musemo.cli_options import (
     Scale,
     Settings,
     be_quiet,
+    check_scale,
     configure,
     run_folder,
 )
@@ -202,13 +203,14 @@ def doctor(
 ) -> None:
     """Say what is installed, which device, data and weights are found, and what to do about each.
 
-    The exit code is 2 where something is missing that everything needs.
+    The exit code is 2 where something is missing that everything needs, or the data that you name.
 
     Example: musemo doctor --data ~/deam
     """
     from musemo.doctor import examine, show_findings
 
+    check_scale(scale, data)
     findings = examine(data, scale)
     typer.echo(show_findings(findings))
     if any(finding.needed for finding in findings):
-        raise MusemoError("something that everything needs is missing; install what is named above")
+        raise MusemoError("something is missing that a run needs; follow the advice beside it")

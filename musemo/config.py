@@ -117,7 +117,7 @@ class FlowConfig(Section):
     guidance: float = setting(3.0, "x", "how far the emotion is exaggerated", "Ho 2022", ge=0)
     guidance_until: float = setting(0.6, "of the line", "from noise, where that ends", ge=0, le=1)
 
-# %% ../nbs/02_config.ipynb #16b9fb71
+# %% ../nbs/02_config.ipynb #0a3e1a7b
 class QualityConfig(Section):
     "How generated windows are judged."
 
@@ -130,6 +130,12 @@ class QualityConfig(Section):
     copied_below: Fraction = setting(
         0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
     )
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.good >= self.excellent:
+            raise ValueError("good must be below excellent")
+        return self
 
 # %% ../nbs/02_config.ipynb #2d6bb9c7
 EMOTIONS = {
@@ -172,7 +178,7 @@ class InversionConfig(Section):
     page_seconds: float = setting(8.0, "s", "of a longer clip, its middle, on the page", gt=0)
     plane_seconds: float = setting(3.0, "s", "of a clip of the grid, its middle", gt=0)
 
-# %% ../nbs/02_config.ipynb #1cd3fc8c
+# %% ../nbs/02_config.ipynb #6ef8b0c0
 class Config(Section):
     "Everything that a run depends on."
 
@@ -187,7 +193,9 @@ class Config(Section):
     generators: tuple[Literal["gan", "residual", "flow"], ...] = setting(
         ("gan",), "-", "trained and judged side by side", min_length=1
     )
-    checkpoint: float = setting(60, "s", "between states kept of a training; 0: none", ge=0)
+    checkpoint: float = setting(
+        60, "s", "between states kept of a generator's training; 0: none", ge=0
+    )
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()

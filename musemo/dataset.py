@@ -29,7 +29,7 @@ from musemo.core import (
     torch_rng_for,
 )
 
-# %% ../nbs/09_dataset.ipynb #864301ec
+# %% ../nbs/09_dataset.ipynb #ebaec19b
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of most ViT checkpoints, a channel
 
 
@@ -46,7 +46,8 @@ def to_pixels(
     square = nn.functional.interpolate(
         (windows[:, None] + 1) / 2, (image_size, image_size), mode="bilinear", antialias=True
     )  # (B, 1, H, W) in [0, 1]
-    middle, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
+    place = {"device": windows.device}
+    middle, scale = (torch.tensor(x, **place).view(1, 3, 1, 1) for x in (mean, std))
     return (square - middle) / scale
 
 # %% ../nbs/09_dataset.ipynb #e8403ebe

@@ -206,8 +206,11 @@ def check_weights(name: str = "") -> Iterator[Finding]:
 
 def check_kaggle() -> Iterator[Finding]:
     "Say whether credentials for Kaggle are there; what they are is nobody's business."
-    home = Path(os.environ.get("KAGGLE_CONFIG_DIR", "~/.kaggle")).expanduser()
-    files = [home / name for name in ("access_token", "kaggle.json", "credentials.json")]
+    home = Path("~/.kaggle").expanduser()
+    files = [home / x for x in ("access_token", "access_token.txt", "credentials.json")]
+    old = os.environ.get("KAGGLE_CONFIG_DIR")  # of the older file alone, as the client has it
+    places = [Path(old)] if old else [home, Path("~/.config/kaggle").expanduser()]
+    files += [place / "kaggle.json" for place in places]
     named = {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= set(os.environ) or "KAGGLE_API_TOKEN" in os.environ
     there = named or any(file.is_file() for file in files)
     advice = f"only for musemo kaggle: a token from kaggle.com/settings goes to {files[0]}"

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['explain_moment', 'SongDrop']
 
-# %% ../nbs/12_evaluation.ipynb #ef6f90b4
+# %% ../nbs/12_evaluation.ipynb #1c4a43d3
 import html
 import math
 import tempfile
@@ -19,12 +19,11 @@ from .core import MusemoError, subplots
 from .drop_zone import open_drop_zone
 from .explanation import keep_relevant, map_relevance, veil_irrelevant
 from .hearing import Heard
-from .listening import middle
 from .prediction import EmotionModel
 from .song_browser import plot_song
 from .widgets import empty_picture, png_bytes, put_sound, silent_player
 
-# %% ../nbs/12_evaluation.ipynb #1b48ebdf
+# %% ../nbs/12_evaluation.ipynb #261eea00
 def explain_moment(
     model: EmotionModel,
     heard: Heard,
@@ -32,7 +31,7 @@ def explain_moment(
     axis: int,  # 0: valence, 1: arousal
     *,
     seconds: float,  # from the song's start
-) -> dict:  # begin, end in s; log_mel, relevance (M, T); waves (2, S): whole, what raised it alone
+) -> dict:  # begin, end, played (from, to) in s; log_mel, relevance (M, T); waves (2, S) of played
     "Explain a model's answer around one moment of a song."
     second, judge = config.audio.sample_rate / config.audio.hop, config.judgement
     width = max(model.window, int(config.inversion.page_seconds * second))
@@ -43,17 +42,21 @@ def explain_moment(
     windows = {"width": model.window, "image_size": model.image_size}
     windows["count"] = max(model.windows_per_song, math.ceil(frames / model.window))
     relevance = map_relevance(model.network, log_mel, axis, **windows)
-    cut, found = (
-        middle(x, config.audio, seconds=config.inversion.page_seconds) for x in (log_mel, relevance)
+    page = max(
+        int(config.inversion.page_seconds * second), config.audio.n_fft // config.audio.hop + 1
     )
+    middle = int((seconds - heard.start) * second) - start
+    first = int(np.clip(middle - page // 2, 0, max(frames - page, 0)))
+    cut, found = (x[:, first : first + page] for x in (log_mel, relevance))
     settings = {"share": judge.kept_share, "turned_down": judge.turned_down}
     both = np.stack([cut, keep_relevant(cut, found, config.audio, **settings)])
     waves = invert_log_mel(both, config, seed=config.seed)
     begin = heard.start + start / second
     told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
-    return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
+    told["played"] = [begin + at / second for at in (first, first + cut.shape[1])]
+    return told | {"relevance": relevance, "waves": keep_from_clipping(waves)[0]}
 
-# %% ../nbs/12_evaluation.ipynb #030ce3b9
+# %% ../nbs/12_evaluation.ipynb #27f5df10
 class SongDrop:
     "A song is given, and a model answers; `box` is the widget."
 
@@ -79,7 +82,7 @@ class SongDrop:
         }
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
         self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
-        self.sounds = [silent_player(), silent_player()]
+        self.sounds, self.played = [silent_player(), silent_player()], ipywidgets.HTML()
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
         top = ipywidgets.HBox([open_drop_zone(self.take), self.songs], layout=wrap)
@@ -107,6 +110,7 @@ class SongDrop:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, Path(name).name)
             path.write_bytes(content)
+            self.songs.value = ""  # what was chosen before can be chosen again
             self.show(path)
 
     def peak(self) -> None:
@@ -135,6 +139,7 @@ class SongDrop:
         panel.images[0].set_extent((told["begin"], told["end"], *panel.get_ylim()))
         veil_irrelevant(panel, told["relevance"])
         self.picture.value = png_bytes(figure)
+        self.played.value = "{:.1f} to {:.1f} s, as the model hears it".format(*told["played"])
         for sound, wave in zip(self.sounds, told["waves"], strict=True):
             put_sound(sound, wave, self.config.audio.sample_rate, play=False)
 
@@ -145,9 +150,9 @@ class SongDrop:
         "Lay out the answer."
         judge, wrap = self.config.judgement, {"flex_flow": "row wrap"}
         words = f"most relevant {judge.kept_share:.0%}, the rest {judge.turned_down:g} dB lower"
-        titles = ("its sound as the model hears it", f"what raised it: the {words}")
+        titles = (self.played, ipywidgets.HTML(f"what raised it: the {words}"))
         pairs = zip(titles, self.sounds, strict=True)
-        players = [ipywidgets.VBox([ipywidgets.HTML(title), x]) for title, x in pairs]
+        players = [ipywidgets.VBox([*pair]) for pair in pairs]
         choice = ipywidgets.HBox([self.axis, self.moment], layout=wrap)
         return [self.line, choice, self.picture, ipywidgets.HBox(players, layout=wrap)]
 

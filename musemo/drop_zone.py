@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import ipywidgets
 
-# %% ../nbs/12_evaluation.ipynb #450202e0
+# %% ../nbs/12_evaluation.ipynb #f5d887fb
 _ZONE = """
 function render({ model, el }) {
   const zone = document.createElement("label"), input = document.createElement("input");
@@ -22,6 +22,7 @@ function render({ model, el }) {
     }
   }
   Object.assign(input, { type: "file", accept: "audio/*" });
+  input.addEventListener("click", () => { input.value = ""; });  // the same file once more, too
   input.addEventListener("change", () => take(input.files[0]));
   zone.addEventListener("dragover", (event) => event.preventDefault());
   zone.addEventListener("drop", (event) => {

@@ -12,7 +12,6 @@ from musemo.intervals import say_intervals
 from musemo.pages import count
 from musemo.presets import changed_values, config_command, look_up, make_config
 from musemo.quality_record import explain_quality
-from musemo.score_parts import join_parts, place_part
 from musemo.verdict import AXES, RIVALS, join_words, load_folds, say_folds, say_what_it_is_worth
 
 
@@ -70,15 +69,13 @@ def read_data(run: Run, config: Config) -> dict:
 def read_generators(run: Run, config: Config) -> dict:
     "Tell each generator's score, between noise and real songs."
     quality = run.load("gan_quality.json")
-    found = quality["components"]
-    noise = {k: place_part(k, x["floor"], x["floor"], x["ceiling"]) for k, x in found.items()}
     keys = ("score", "interval", "tier", "obedience", "copied")
     scores = {name: {k: x[k] for k in keys} for name, x in quality["generators"].items()}
     words = explain_quality(quality).splitlines()
     return {
         "best": quality["best"],
         "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["score"])),
-        "noise": join_parts(noise),
+        "noise": (quality["attempts"] or {}).get("noise in the bands' levels"),
         "real": quality["held_out"]["score"],
         "real_obedience": quality["held_out"]["obedience"],
         "words": [line for line in words if not line.startswith(_WARNING)],

@@ -14,28 +14,28 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .core import MusemoError, progress
 
-# %% ../nbs/03_data.ipynb #7a18eb7f
+# %% ../nbs/03_data.ipynb #d13f8f50
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
     "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             if name == "dask":  # the scheduler that DASK_SCHEDULER_ADDRESS names, or one made here
                 stack.enter_context(importlib.import_module("distributed").Client())
             elif name == "ray":
                 importlib.import_module("ray.util.joblib").register_ray()
             stack.enter_context(parallel_config(backend=name))
-            yield
-    except ImportError as error:
-        needed = {"dask": "distributed", "ray": "ray"}[name]
-        raise MusemoError(
-            f"data.backend = {name!r}: is not installed; pip install {needed}"
-        ) from error
-    except OSError as error:
-        raise MusemoError(
-            f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
-            "data.backend=threading"
-        ) from error
+        except ImportError as error:
+            needed = {"dask": "distributed", "ray": "ray"}[name]
+            raise MusemoError(
+                f"data.backend = {name!r}: is not installed; pip install {needed}"
+            ) from error
+        except OSError as error:
+            raise MusemoError(
+                f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
+                "data.backend=threading"
+            ) from error
+        yield
 
 
 def run_jobs(

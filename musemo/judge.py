@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['CEILING_DRAWS', 'CEILING_SHARE', 'HIGHER_IS_BETTER', 'Described', 'describe_set', 'measure', 'Judge', 'find_ceiling', 'find_floor', 'fit_scales', 'check_songs', 'set_limits', 'make_judge', 'score_interval']
 
-# %% ../nbs/06_gan_quality.ipynb #02877e38
+# %% ../nbs/06_gan_quality.ipynb #4ce3bab3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -36,7 +36,7 @@ from musemo.obedience import (
     fit_reader,
     measure_obedience,
 )
-from .score_parts import SCORE_PARTS, join_parts, place_part
+from .score_parts import SCORE_PARTS, join_parts, place_part, tells
 
 # %% ../nbs/06_gan_quality.ipynb #e6261fc2
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def measure(
         measured["obedience"] = measure_obedience(x.read, x.asked, allowed)
     return measured
 
-# %% ../nbs/06_gan_quality.ipynb #cfe06d34
+# %% ../nbs/06_gan_quality.ipynb #e71e61c0
 @dataclass(frozen=True)
 class Judge:
     "Real reference windows with the floor and the ceiling of every measure."
@@ -131,12 +131,9 @@ class Judge:
         return measure(self.describe(windows[:count], None, asked), self.real, self.allowed)
 
     def place(self, measured: dict) -> dict:
-        "Place the parts of the score between floor and ceiling, 0..1."
-        return {
-            name: place_part(name, measured[name], self.floor[name], self.ceiling[name])
-            for name in SCORE_PARTS
-            if name in measured
-        }
+        "Place the parts of the score that tell between floor and ceiling, 0..1."
+        ends = {k: (self.floor[k], self.ceiling[k]) for k in SCORE_PARTS if k in measured}
+        return {k: place_part(k, measured[k], *x) for k, x in ends.items() if tells(k, *x)}
 
     def score_described(self, x: Described) -> float:
         "Score windows that are described already, 0-100."

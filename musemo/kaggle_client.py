@@ -215,7 +215,13 @@ def fetch_output(kernel: str, out: Path) -> Path:  # the page to open, or the lo
     if run.has("config.json", "run.json"):
         if run.has("kernel.ipynb"):
             split_kernel(run, load_record(run)["sections"])
-        page = write_index(run, load_config(run))
+        try:
+            page = write_index(run, load_config(run))
+        except MusemoError as error:
+            raise MusemoError(
+                f"{out}: all of it is fetched, but its pages need the musemo that pushed it ({error}); "
+                f"look at kaggle.com/code/{kernel}"
+            ) from error
         if state == "complete":
             return page
     return run.path("kaggle.log")

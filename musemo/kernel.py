@@ -40,21 +40,36 @@ def kernel_file(name: str) -> Path:
     raise MusemoError(f"the kernel's {name} is missing; install musemo again")
 
 
+_SET = r"[\w-]+/[\w-]+"
+
+
 def _sources(data: list[str], weights: list[str]) -> dict[str, list[str]]:
     "Sort what is attached into Kaggle's data sets and models; raises MusemoError for neither."
-    for name in (*data, *weights):
-        if not re.fullmatch(r"[\w-]+/[\w-]+", name) and name not in weights:
+    for name in data:
+        if not re.fullmatch(_SET, name, re.ASCII):
             raise MusemoError(f"--data {name!r}: must be OWNER/NAME of a data set of Kaggle's")
-        if not re.fullmatch(r"[\w-]+/[\w-]+(/[\w.-]+/[\w.-]+/\d+)?", name):
+    for name in weights:
+        if not re.fullmatch(rf"{_SET}(/[\w.-]+/[\w.-]+/\d+)?", name, re.ASCII):
             raise MusemoError(
                 f"--weights {name!r}: must be OWNER/MODEL/FRAMEWORK/VARIATION/VERSION of a model, "
                 "or OWNER/NAME of a data set of Kaggle's"
             )
     models = [name for name in weights if name.count("/") == 4]
+    sets = dict.fromkeys([*data, *(name for name in weights if name not in models)])
     return {
-        "dataset_sources": [*data, *(name for name in weights if name not in models)],
+        "dataset_sources": [*sets],
         "model_sources": models,
     }
+
+
+_WORDS = ("scratch", "statistics", "vit")
+_ON_KAGGLE = {  # field that may hold a path -> what to do where it is one of this machine
+    "data.path": "make it a data set of Kaggle's and name that by --data",
+    "data.cache": "leave it out, a kernel's home is its own",
+    "vit.weights": "make it a model or data set of Kaggle's and name that by --weights",
+    "quality.embedding": "attach it as a model or data set by --weights, and set "
+    "quality.embedding to its folder below /kaggle/input",
+}
 
 
 def write_kernel(
@@ -72,31 +87,33 @@ def write_kernel(
     "Write what is pushed: the notebook with its parameters, and its metadata."
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MusemoError(f"{folder}: is there already; name a folder that is new or empty")
-    named = [("vit.weights", config.vit.weights, "--weights")]
-    named += [("data.path", config.data.path, "--data")]
-    named += [("quality.embedding", config.quality.embedding, "--weights")]
-    for field, place, option in named:
-        elsewhere = place in ("", "scratch", "statistics", "vit") or place.startswith("/kaggle")
-        if not elsewhere and Path(place).expanduser().exists():
-            raise MusemoError(
-                f"{field} = {place!r}: lies on this machine; make it a data set or model of "
-                f"Kaggle's and name that by {option}"
-            )
+    chosen = changed_values(config)
+    for field, way_out in _ON_KAGGLE.items():
+        place = chosen.get(field, "/kaggle")
+        # A path is made whole here; the other two may be names of the hub.
+        here = field.startswith("data.") or Path(place).expanduser().exists()
+        if here and not place.startswith("/kaggle") and place not in _WORDS:
+            raise MusemoError(f"{field} = {place!r}: is a path of this machine; {way_out}")
     if not (internet or weights or config.vit.weights == "scratch"):
         raise MusemoError(
             "--no-internet: the ViT's weights cannot come from the hub; attach some with "
             "--weights, or train without: --set vit.weights=scratch"
+        )
+    ears = config.quality.embedding
+    if not (internet or ears in _WORDS or ears.startswith("/kaggle")):
+        raise MusemoError(
+            f"--no-internet: quality.embedding = {ears!r} cannot come from the hub; "
+            f"{_ON_KAGGLE['quality.embedding']}"
         )
     facts = json.loads(kernel_file(METADATA).read_text())
     facts |= {"id": kernel, "title": title, "is_private": not public}
     facts |= {"enable_gpu": gpu, "enable_internet": internet}
     facts["machine_shape"] = facts["machine_shape"] if gpu else ""
     facts |= _sources(data or facts["dataset_sources"], weights)
-    chosen = f"# chosen for this push\npreset = {config.preset!r}\n"
-    chosen += f"values = {changed_values(config)!r}"
+    cell = f"# chosen for this push\npreset = {config.preset!r}\nvalues = {chosen!r}"
     notebook = nbformat.read(kernel_file(NOTEBOOK), as_version=4)
     tagged = [i for i, x in enumerate(notebook.cells) if "parameters" in x.metadata.get("tags", [])]
-    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(chosen))
+    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(cell))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METADATA).write_text(json.dumps(facts, indent=2) + "\n")
     nbformat.write(notebook, folder / NOTEBOOK)

@@ -17,6 +17,7 @@ from musemo.keeping import (
     note_artifacts,
 )
 from musemo.execution import execute, log, log_to, suite_bar
+from musemo.gan_quality import choose_embedding
 from musemo.index import index_page
 from musemo.opening import with_data
 from musemo.peak_memory import watch_memory
@@ -38,7 +39,8 @@ _MATTERS_FROM = {
     "synthesis": 7,
     "quality": 6,
     "inversion": 8,
-    "dataset": 7,
+    "dataset.window_frames": 7,
+    "dataset": 9,
     "augmentation": 9,
     "vit": 9,
     "training.recipe": 9,
@@ -49,25 +51,31 @@ _MATTERS_FROM = {
 }
 
 
+def _matters_from(name: str, config: Config) -> int:
+    part, ears = name.partition(".")[0], config.quality.embedding
+    first = _MATTERS_FROM.get(name, _MATTERS_FROM.get(part, 1))
+    heard = {"statistics": (), "vit": ("vit", "dataset")}.get(ears, ("inversion",))
+    return min(first, _MATTERS_FROM["quality"]) if part in heard else first
+
+
 def what_changed(run: Run, config: Config) -> tuple[int, list[str]]:
     "Name the fields that a run was not made with, and the first section that they matter to."
     if not run.has("config.json"):
         return (1, ["config.json: is gone"]) if run.has("run.json") else (len(SECTIONS) + 1, [])
     changed = changed_fields(load_config(run), config)
     names = [text.partition(":")[0] for text in changed]
-    first_of = [_MATTERS_FROM.get(x, _MATTERS_FROM.get(x.partition(".")[0], 1)) for x in names]
-    return min(first_of, default=len(SECTIONS) + 1), changed
+    return min((_matters_from(x, config) for x in names), default=len(SECTIONS) + 1), changed
 
 
-def check_only(run: Run, record: dict, only: int | None) -> None:
-    "Raise MusemoError where a section that is to be executed alone would build on a missing one."
+def check_before(run: Run, record: dict, number: int, asked: str) -> None:
+    "Raise MusemoError where a section that is to be made alone would build on a missing one."
     # The first two leave the configuration alone, which is written before any section begins.
-    before, done = SECTIONS[2 : only - 1 if only else 2], record["sections"]
+    before, done = SECTIONS[2 : number - 1], record["sections"]
     missing = [s.name for s in before if s.all_stages and s.name not in done]
     if missing:
         raise MusemoError(
-            f"--only {only}: {run.folder} lacks section {missing[0]}, which was cut off, or whose "
-            "data or artifacts changed; leave --only out, all that is not done is then made"
+            f"{asked}: {run.folder} lacks section {missing[0]}, which was cut off, or whose data "
+            f"or artifacts changed; musemo run --until {number - 1} makes all that is not done"
         )
 
 
@@ -125,7 +133,8 @@ def working_run(
             first = needed
         config, record = with_data(config, run.folder.parent), load_record(run)
         forget_stale(run, config, record)  # first: what is forgotten already is not looked at
-        check_only(run, record, only)
+        if only:
+            check_before(run, record, only, f"--only {only}")
         again = SECTIONS[only - 1 : only] if only else ()
         for section in (*again, *SECTIONS[first - 1 if first else len(SECTIONS) :]):
             forget(record, section.name)
@@ -173,8 +182,11 @@ def run_suite(
         suite_bar(len(wanted)) as (bar, line),
     ):
         done = record["sections"]
-        if any(s.name not in done for s in wanted if s in SECTIONS[9:11]):
+        waiting = [s for s in wanted if s.name not in done]
+        if any(s in SECTIONS[9:11] for s in waiting):
             find_weights(config)  # what sections 10 and 11 would say is said before hours of work
+        if SECTIONS[5] in waiting and config.quality.embedding != "statistics":
+            choose_embedding(run, config)  # and what section 6 would
         for section in wanted:
             bar.set_description(section.name)
             if not is_done(run, config, section, record):
@@ -194,6 +206,7 @@ def train_run(run: Run) -> dict:  # the content of vit_history.json
     if os.environ.get("RANK", "0") != "0":
         return stage.make(run, config)
     with claim(run), log_to(run):
+        check_before(run, load_record(run), 11, "musemo train")
         begun = time.monotonic()
         history, record = stage.make(run, config), load_record(run)
         name = SECTIONS[10].name

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['render_plane', 'point_label', 'plane_page', 'PlaneExplorer']
 
-# %% ../nbs/08_audio.ipynb #3dcbecc5
+# %% ../nbs/08_audio.ipynb #23e771ed
 import base64
 
 import numpy as np
@@ -13,24 +13,25 @@ from ipywidgets import Button, FloatSlider, GridBox, Label, Layout, VBox
 from .audio import invert_log_mel, keep_from_clipping
 from .config import AudioConfig, Config
 from .core import Run, pick_device, seed_for, wav_bytes
-from .listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
+from .listening import AUDIO_UNITS, middle, save_waves, spectrogram_png, thumbnail
 from .widgets import empty_picture, put_sound, silent_player
 
-# %% ../nbs/08_audio.ipynb #f04f86bc
+# %% ../nbs/08_audio.ipynb #bc69faa2
 def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, waves, files
     "Write the middle of each point of the grid as .wav, and audio/plane.json."
     table, windows = run.load("plane.csv"), np.asarray(run.load("plane.npy"), dtype=np.float32)
     log_mel = middle(windows, config.audio, seconds=config.inversion.plane_seconds)
     seed, device = seed_for(config.seed, "plane"), pick_device(config.device)
     waves = invert_log_mel(log_mel, config, seed=seed, device=device)
-    points, record = table[["valence", "arousal"]].to_numpy(), []
-    for (valence, arousal), wave in zip(points, waves, strict=True):
-        name = f"audio/plane/v{valence:+.2f}_a{arousal:+.2f}.wav"
-        facts = {"valence": float(valence), "arousal": float(arousal)}
-        record.append(facts | save_wave(run, config, name, wave))
+    points = table[["valence", "arousal"]].to_numpy()
+    names = [f"audio/plane/v{valence:+.2f}_a{arousal:+.2f}.wav" for valence, arousal in points]
+    for old in run.folder.glob("audio/plane/*.wav"):  # of another grid
+        old.unlink()
+    saved = save_waves(run, config, dict(zip(names, waves, strict=True)))
+    where = [{"valence": float(v), "arousal": float(a)} for v, a in points]
+    record = [point | saved[name] for point, name in zip(where, names, strict=True)]
     run.save("audio/plane.json", {"points": record, "units": AUDIO_UNITS})
-    waves = [keep_from_clipping(wave)[0] for wave in waves]
-    return {"points": points, "log_mel": log_mel, "waves": waves}
+    return {"points": points, "log_mel": log_mel, "waves": keep_from_clipping(waves)[0]}
 
 
 def point_label(valence: float, arousal: float) -> str:

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'check_format', 'SharedModel', 'EmotionModel', 'read_reach', 'model_of_run', 'predict_many', 'open_model', 'export_model', 'push_model']
 
-# %% ../nbs/12_evaluation.ipynb #7c5ade70
+# %% ../nbs/12_evaluation.ipynb #c09493f9
 import os
 import re
 import tempfile
@@ -31,8 +31,9 @@ from .hearing import Heard, Song, cover_song, hear, look_ahead, torch_threads
 from .model_card import gather_facts, write_card
 from .presets import read_config
 from .vit import rename_weights, revive_vit
+from .weights import HUB_ERRORS
 
-# %% ../nbs/12_evaluation.ipynb #079d51dc
+# %% ../nbs/12_evaluation.ipynb #b0aa18a9
 FORMAT = 1  # of config.json; another number needs another musemo
 WEIGHTS = "model.safetensors"
 
@@ -54,7 +55,7 @@ class SharedModel(PyTorchModelHubMixin):
             return super().from_pretrained(str(name), **options)
         except MusemoError as error:
             raise MusemoError(f"{name}: {error}") from error
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except (*HUB_ERRORS, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
             raise MusemoError(
@@ -238,7 +239,7 @@ def predict_many(
         for told in said
     ]
 
-# %% ../nbs/12_evaluation.ipynb #5102c8df
+# %% ../nbs/12_evaluation.ipynb #3445e31c
 def open_model(name: str, *, device: str = "auto") -> EmotionModel:
     "Open a run's model, a folder that musemo export made, or a model on the hub."
     folder = Path(name).expanduser()
@@ -274,6 +275,9 @@ def push_model(model: EmotionModel, name: str) -> str:  # the address of what wa
     "Share a model on the hub; raises MusemoError where the hub does not take it."
     try:
         return str(model.push_to_hub(name))
-    except (OSError, ValueError) as error:
+    except HUB_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MusemoError(f"{name}: the hub does not take it ({reason}); hf auth login") from error
+        raise MusemoError(
+            f"{name}: the hub does not take it ({reason}); log in with hf auth login, and export "
+            "once more, to a new folder"
+        ) from error

@@ -83,7 +83,7 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/02_config.ipynb #f33fe1b1
+# %% ../nbs/02_config.ipynb #83ca510f
 def _parse(text):
     "Read a value given as text: JSON for lists, else the text itself for pydantic to convert."
     if isinstance(text, str) and text.lstrip().startswith("["):
@@ -96,8 +96,11 @@ def _parse(text):
 
 def _rule(fault: dict) -> str:
     "Say the rule that was broken."
-    unknown = fault["type"] == "extra_forbidden"
-    return "is no field" if unknown else fault["msg"].removeprefix("Value error, ")
+    plain = {
+        "extra_forbidden": "is no field",
+        "tuple_type": 'must be a list, as ["a", "b"] or [1, 2]',
+    }
+    return plain.get(fault["type"], fault["msg"].removeprefix("Value error, "))
 
 
 def _explain(error: ValidationError) -> str:
@@ -148,7 +151,7 @@ def find_faults(preset: str, values: dict) -> dict[str, str]:  # field, section 
             faults.setdefault(field, []).append(_rule(fault))
     return {field: "; ".join(rules) for field, rules in faults.items()}
 
-# %% ../nbs/02_config.ipynb #934e055f
+# %% ../nbs/02_config.ipynb #cb2027c1
 def flatten(config: Config) -> dict:
     "List every field under its dotted name."
     flat = {}
@@ -176,7 +179,7 @@ def field_table(config: Config) -> pd.DataFrame:
 
 
 # Fields that say how something is made and not what: nothing that is kept depends on them.
-WITHOUT_EFFECT = ("checkpoint", "data.backend", "data.cache", "data.workers")
+WITHOUT_EFFECT = ("checkpoint", "data.backend", "data.cache", "data.workers", "dataset.workers")
 
 
 def changed_fields(old: Config, new: Config) -> list[str]:

@@ -19,7 +19,7 @@ from .readout import pool_window_tokens
 from .tracking import track
 from .vit import SmallViT, run_through, vit_blocks
 
-# %% ../nbs/11_vit_training.ipynb #7fb8be1b
+# %% ../nbs/11_vit_training.ipynb #121fd868
 def to_columns(
     windows: torch.Tensor,  # (B, 1, M, T)
     frames: int,  # of a patch
@@ -51,9 +51,9 @@ class Pretext(nn.Module):
         self.patch = nn.Linear(width, bands * self.frames)
         self.statistics = nn.Linear(3 * width, 3 * bands // 2)
         told = band_statistics(sample)  # sets the scale of both errors
-        self.register_buffer("variance", sample.var())
+        self.register_buffer("variance", sample.var().clamp(min=1e-6))
         self.register_buffer("centre", told.mean(0))
-        self.register_buffer("spread", told.std(0).clamp(min=1e-4))
+        self.register_buffer("spread", told.std(0, correction=0).clamp(min=1e-4))
 
     def forward(
         self,
@@ -76,7 +76,7 @@ class Pretext(nn.Module):
         told = (band_statistics(windows) - self.centre) / self.spread
         return wrong / self.variance, F.mse_loss(self.statistics(pool_window_tokens(tokens)), told)
 
-# %% ../nbs/11_vit_training.ipynb #c1cad1ad
+# %% ../nbs/11_vit_training.ipynb #a9af2fcd
 SAMPLED = 8  # batches, which set the scale of the errors
 
 
@@ -96,7 +96,10 @@ def warm_up(
         task.parameters(), small.learning_rate, betas=(0.9, 0.95), weight_decay=small.weight_decay
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        adam, small.learning_rate, total_steps=small.steps, pct_start=small.warm_up
+        adam,
+        small.learning_rate,
+        total_steps=small.steps,
+        pct_start=small.warm_up + 1e-9,  # of exactly one step torch would divide by zero
     )
     rows, batches = [], (x for _ in range(small.steps) for x, *_ in loader)
     for step in progress(range(small.steps), desc=f"warm-up, {small.steps} steps"):

@@ -52,7 +52,7 @@ def obedience_record(x: Described, config: Config) -> dict:
         "obedience_interval": correlation_interval(x.read, x.asked, x.songs, rng=rng),
     }
 
-# %% ../nbs/06_gan_quality.ipynb #0616698b
+# %% ../nbs/06_gan_quality.ipynb #f87904bf
 def score_record(judge: Judge, x: Described, config: Config) -> dict:
     "Score windows: score, tier, interval, and every component with its floor and ceiling."
     measured, tiers = measure(x, judge.real, judge.allowed), config.quality
@@ -73,19 +73,20 @@ def score_record(judge: Judge, x: Described, config: Config) -> dict:
 
 
 def copy_record(
-    judge: Judge,
     x: Described,
+    real: Described,  # held-out
+    near: Described,  # all windows of training songs that may have been copied
     config: Config,
 ) -> tuple[dict, np.ndarray]:  # the record, and the row of the nearest training window (n,)
-    "Measure how near windows lie to training songs, as strangers do: held-out songs."
-    distance, row = nearest_training(x.features, judge.train.features)
-    strangers = np.median(nearest_training(judge.real.features, judge.train.features)[0])
+    "Measure how near windows lie to training songs, beside how near strangers do: held-out songs."
+    distance, row = nearest_training(x.features, near.features)
+    strangers = np.median(nearest_training(real.features, near.features)[0])
     copied = (distance < config.quality.copied_below * strangers).mean()
     found = {"copying": float(np.median(distance)), "copied": float(copied)}
-    return found | {"nearest_songs": judge.train.songs[row].tolist()}, row
+    return found | {"nearest_songs": near.songs[row].tolist()}, row
 
-# %% ../nbs/06_gan_quality.ipynb #0f947e19
-def real_record(judge: Judge, config: Config) -> dict:
+# %% ../nbs/06_gan_quality.ipynb #21719554
+def real_record(judge: Judge, near: Described, config: Config) -> dict:
     "Measure what real music gets: training songs' score, held-out songs' obedience and copying."
     train, real = judge.train, judge.real
     x = train.take(np.arange(len(train.songs)) < len(real.songs))
@@ -95,7 +96,7 @@ def real_record(judge: Judge, config: Config) -> dict:
         "coverage": measured["coverage"],
         "allowed": judge.allowed,
     }
-    return record | obedience_record(real, config) | copy_record(judge, real, config)[0]
+    return record | obedience_record(real, config) | copy_record(real, real, near, config)[0]
 
 
 def family_record(
@@ -110,7 +111,7 @@ def family_record(
     families = {name: describe_families(x, held, config.audio) for name, x in sets.items()}
     return {"families": families, "ratios": ratio_to_real(families)}
 
-# %% ../nbs/06_gan_quality.ipynb #bd77c6e0
+# %% ../nbs/06_gan_quality.ipynb #199347f7
 def explain_quality(quality: dict) -> str:
     "Say in words what was compared, how far that carries, and who copies."
     few = " So few songs say little: a generator that repeats a few windows covers them all."
@@ -125,9 +126,11 @@ def explain_quality(quality: dict) -> str:
         "Obedience counts up to what held-out songs surely reach: "
         + ", ".join(f"{k} r = {v:.2f}" for k, v in allowed.items())
         + "."
-        if allowed
+        if "obedience" in quality["components"]
         else "Obedience does not count: held-out songs show no sure correlation themselves.",
     ]
+    if left := [name for name in quality["beside"] if name in SCORE_PARTS and name != "obedience"]:
+        lines.append(f"Left out, as it cannot tell so few songs from none: {', '.join(left)}.")
     if quality["chosen_by"] == "held":
         lines.append(
             "Generators were ranked on all held-out songs, as there is one validation song: "
@@ -137,13 +140,13 @@ def explain_quality(quality: dict) -> str:
     for name, record in quality["generators"].items():
         if record["copied"] > usual + 0.1:
             lines.append(
-                f"WARNING: {name} copies: {record['copied']:.0%} of its windows lie nearer to a "
-                f"training song than strangers do ({usual:.0%} of held-out ones). Its score "
-                "says how like music they are, not that they are new."
+                f"WARNING: {name} copies: {record['copied']:.0%} of its windows lie much nearer to "
+                f"a training song than held-out songs usually do ({usual:.0%} of those). Its "
+                "score says how like music they are, not that they are new."
             )
     return "\n".join(lines)
 
-# %% ../nbs/06_gan_quality.ipynb #f88388cd
+# %% ../nbs/06_gan_quality.ipynb #fccb3fdd
 def compare_generators(
     quality: dict,  # content of gan_quality.json
     times: dict[str, dict],  # as read_times gives it
@@ -151,7 +154,8 @@ def compare_generators(
     "Set the generators side by side, beside what real music gets."
     columns = {}
     for name, x in (quality["generators"] | {"real music": quality["held_out"]}).items():
-        covered = x["components"]["coverage"]["value"] if "components" in x else x["coverage"]
+        measured = x.get("components", {}) | x.get("beside", {})
+        covered = measured["coverage"]["value"] if measured else x["coverage"]
         low, high = x.get("interval") or (np.nan, np.nan)
         numbers = {"score (points)": x["score"], "tier": x.get("tier")}
         numbers |= {"interval, from (points)": low, "interval, to (points)": high}

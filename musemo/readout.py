@@ -38,7 +38,7 @@ def boosted_trees(small: SmallConfig, *, seed: int):
         random_state=seed,
     )
 
-# %% ../nbs/10_vit.ipynb #1c8066d9
+# %% ../nbs/10_vit.ipynb #8d491598
 class Trees(nn.Module):
     "Boosted regression trees of valence and arousal: (B, D) -> (B, 2)."
 
@@ -48,7 +48,7 @@ class Trees(nn.Module):
         count = 2 * trees * nodes  # one flat list, valence's trees first
         self.register_buffer("start", torch.zeros(2))
         self.register_buffer("feature", torch.zeros(count, dtype=torch.long))
-        self.register_buffer("threshold", torch.zeros(count, dtype=torch.float64))
+        self.register_buffer("threshold", torch.zeros(count))
         self.register_buffer("low", torch.arange(count))
         self.register_buffer("high", torch.arange(count))
         self.register_buffer("value", torch.zeros(count))
@@ -75,7 +75,9 @@ def plant_trees(
         places, first = slice(i * nodes, i * nodes + tree.node_count), i * nodes
         inner = torch.from_numpy(tree.children_left >= 0)
         trees.feature[places] = torch.from_numpy(tree.feature).clamp(min=0)
-        trees.threshold[places] = torch.from_numpy(tree.threshold)
+        low = tree.threshold.astype(np.float32)  # float64 is not on every GPU
+        low = np.where(low > tree.threshold, np.nextafter(low, np.float32(-np.inf)), low)
+        trees.threshold[places] = torch.from_numpy(low)  # the same for features of float32
         trees.value[places] = torch.from_numpy(tree.value.ravel() * boosted[0].learning_rate)
         for side, child in ((trees.low, tree.children_left), (trees.high, tree.children_right)):
             side[places] = torch.where(inner, first + torch.from_numpy(child), side[places])

@@ -36,7 +36,10 @@ _UNITS = {
 def load_record(run: Run) -> dict:
     "Read which sections are done, how long they took, how much memory, and what they left."
     record = run.load("run.json") if run.has("run.json") else {}
-    return {"sections": {}, "memory": {}, "artifacts": {}} | record | {"units": _UNITS}
+    parts = [name for name in _UNITS if name != "data"]
+    if not isinstance(record, dict) or any(not isinstance(record.get(x, {}), dict) for x in parts):
+        raise MusemoError(f"{run.path('run.json')}: is not what a run writes; choose another --out")
+    return {name: {} for name in parts} | record | {"units": _UNITS}
 
 
 def forget(record: dict, section: str) -> bool:  # was it done?

@@ -13,7 +13,7 @@ from .gan_training import GanLearner, joint_logit
 from .generator_training import Songs, fit_generator
 from .residual import build_residual
 
-# %% ../nbs/05_gan_training.ipynb #d9895f9d
+# %% ../nbs/05_gan_training.ipynb #e4e9f0b2
 def more_real(
     verdicts: tuple[torch.Tensor, ...],  # logits (B, any)
     than: tuple[torch.Tensor, ...],  # of windows of the same emotions
@@ -28,7 +28,7 @@ def augment(
     rng: torch.Generator,
     share: float,  # of windows that each change is made to
 ) -> torch.Tensor:
-    "Change windows at random: level by 5 dB, pitch by 3 bands, and where they begin."
+    "Change windows at random: level by 5 % of the scale, pitch by 3 bands, and where they begin."
     frames = pictures.shape[3]
     chance = torch.rand(len(pictures), 3, generator=rng, device=pictures.device)
     changed = []

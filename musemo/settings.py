@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-# %% ../nbs/02_config.ipynb #ecc9eae0
+# %% ../nbs/02_config.ipynb #33bc81a3
 def setting(default, unit: str, text: str, source: str = "musemo", **rules):
     "Declare a field of the configuration with its unit, meaning, source and bounds."
     return Field(
@@ -21,7 +21,7 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
 
 # A run tells its configuration to everybody who opens its pages.
 _SECRET = re.compile(
-    r"hf_\w{20,}|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
+    r"\bhf_[a-z0-9]{30,}\b|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
 )
 
 
@@ -45,7 +45,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=8, multiple_of=8)]
 SPEC, ORIGINAL = "specification", "original notebook"
 
-# %% ../nbs/02_config.ipynb #a33b24d2
+# %% ../nbs/02_config.ipynb #a6366f1e
 class AudioConfig(Section):
     "How sound becomes a log-mel spectrogram."
 
@@ -65,8 +65,8 @@ class AudioConfig(Section):
     def _check(self):
         if not self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError("f_min < f_max <= sample_rate / 2 must hold")
-        if self.hop > self.n_fft or self.db_min >= self.db_max:
-            raise ValueError("hop <= n_fft and db_min < db_max must hold")
+        if self.hop > self.n_fft // 2 or self.db_min >= self.db_max:  # no frame may end in silence
+            raise ValueError("hop <= n_fft / 2 and db_min < db_max must hold")
         return self
 
     @property

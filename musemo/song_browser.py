@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['song_label', 'plot_songs', 'plot_song', 'click_plane', 'song_files', 'SongBrowser']
 
-# %% ../nbs/03_data.ipynb #63ca48f7
+# %% ../nbs/03_data.ipynb #897d0336
 import html
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pandas as pd
 from .config import AudioConfig, Config
 from .core import COLORS, MusemoError, Run, plot_log_mel, subplots
 from .data import decode, list_songs
+from .spectrum import sounding_wave
 from .widgets import empty_picture, png_bytes, put_sound, silent_player
 
 # %% ../nbs/03_data.ipynb #af7b1660
@@ -90,7 +91,7 @@ def click_plane(
     one |= {"width": "20rem", "max_width": "100%", "overflow": "hidden"}
     return ipywidgets.GridBox([picture, over], layout=one), buttons
 
-# %% ../nbs/03_data.ipynb #84089fd9
+# %% ../nbs/03_data.ipynb #3037561a
 def song_files(config: Config) -> dict[int, Path | None]:  # song_id -> file
     "Find each song's sound."
     songs, _, files = list_songs(config)
@@ -144,6 +145,7 @@ class SongBrowser:
             self.show(self.listed.index[0], play=False)
         else:
             self.label.value = f"No song has {html.escape(self.search.value)!r} in this part."
+            self.picture.value, self.sound.value, self.shown = b"", b"", -1
 
     def go(self, valence: float, arousal: float) -> None:
         "Answer a click on the plane: the nearest song, or the next one there."
@@ -166,6 +168,7 @@ class SongBrowser:
         self.plane.value = _plane_png(self.listed, self.shown)
         try:
             wave = decode(self.files.get(song["song_id"]) or song["file"], self.audio)
+            wave = sounding_wave(wave, self.audio)
             put_sound(self.sound, wave, self.audio.sample_rate, play=play)
         except MusemoError as error:
             self.sound.value, told = b"", f"{told}. {error}"

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from .settings import ORIGINAL, SPEC, Fraction, Section, setting
 
-# %% ../nbs/02_config.ipynb #daee9936
+# %% ../nbs/02_config.ipynb #9190d947
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
@@ -86,6 +86,12 @@ class SmallConfig(Section):
         False, "-", "run training's schedule from the line; kept where validation songs gain"
     )
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.slowest > self.fastest or self.lowest_pitch >= self.highest_pitch:
+            raise ValueError("slowest <= fastest and lowest_pitch < highest_pitch must hold")
+        return self
+
 
 class TrainingConfig(Section):
     "Recipe, loss, unfreezing schedule and stopping."
@@ -123,20 +129,26 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _check(self):
         epochs, blocks = zip(*self.unfreeze, strict=True) if self.unfreeze else ((), ())
-        if list(epochs) != sorted(set(epochs)) or min(blocks, default=0) < 0:
-            raise ValueError("unfreeze must rise in epochs, with blocks >= 0")
+        rising = list(epochs) == sorted(set(epochs)) and min(epochs, default=1) >= 1
+        if not rising or min(blocks, default=0) < 0:
+            raise ValueError("unfreeze must rise in epochs, from 1 on, with blocks >= 0")
+        if self.min_rate > self.learning_rate:
+            raise ValueError("min_rate must be at most learning_rate")
         if abs(self.valence_weight + self.arousal_weight - 1) > 1e-6:
             raise ValueError("valence_weight + arousal_weight must be 1")
         return self
 
-# %% ../nbs/02_config.ipynb #6c6507ca
+# %% ../nbs/02_config.ipynb #65850086
 class JudgementConfig(Section):
     "How sure a prediction is, and what it rests on."
 
     coverage: Fraction = setting(0.9, "share", "of songs whose rating an interval is to hold")
     spread_folds: int = setting(5, "folds", "of the training songs, to learn what widens it", ge=2)
     spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
-        (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
+        (0, 0.25, 0.5, 0.75, 1),
+        "-",
+        "of the raters' spread, to choose from; 0: all alike",
+        min_length=1,
     )
     judged_generated: Fraction = setting(
         0.2, "share", "of a fold's generated songs, kept from training to show how they flatter"
@@ -144,7 +156,10 @@ class JudgementConfig(Section):
     worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
     explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)
     masked_shares: tuple[Fraction, ...] = setting(
-        (0.1, 0.2, 0.3, 0.4, 0.5), "share", "of a window's patches, masked step by step"
+        (0.1, 0.2, 0.3, 0.4, 0.5),
+        "share",
+        "of a window's patches, masked step by step",
+        min_length=1,
     )
     random_masks: int = setting(3, "masks", "at random, beside the relevant ones", ge=1)
     kept_share: Fraction = setting(0.2, "share", "of a song's time, the most relevant, to hear")

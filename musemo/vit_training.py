@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'thaw_small',
            'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #0e6c269e
+# %% ../nbs/11_vit_training.ipynb #ceba1467
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +32,7 @@ from musemo.core import (
     seed_for,
 )
 from .dataset import WindowDataset, make_loader, read_datasets
-from .processes import deal, open_accelerator, sum_gradients, work_together
+from .processes import DealtDropout, deal, open_accelerator, sum_gradients, work_together
 from .memory import with_half_batch
 from .small_training import gain_over_songs, train_small
 from .tracking import track
@@ -88,7 +88,7 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #b2e526ca
+# %% ../nbs/11_vit_training.ipynb #34372b02
 def train_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut; cut, where `mix` is given
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
@@ -110,6 +110,7 @@ def train_epoch(
                 pixels = model.bring_to_cut(pixels.to(device))
             pixels, labels = mix(pixels, labels.to(device))
         own, share = deal(len(labels), accelerator)
+        model.dropout.dealt = len(labels), own
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))
         loss = share * loss_function(predicted, labels[own].to(device, non_blocking=True))
@@ -128,7 +129,7 @@ def train_epoch(
         total, seen = total + whole * len(labels), seen + len(labels)
     return total / seen
 
-# %% ../nbs/11_vit_training.ipynb #094ef138
+# %% ../nbs/11_vit_training.ipynb #2d94b0bb
 def judge_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut
     loader,  # of validation songs
@@ -141,11 +142,11 @@ def judge_epoch(
     device = accelerator.device
     loss = loss_function(predicted.to(device), rated.to(device)).item()
     if not np.isfinite(loss):
-        raise MusemoError(f"vit training: validation loss = {loss}; set precision=float32")
+        raise MusemoError(f"vit training: validation loss = {loss}; lower training.learning_rate")
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
-# %% ../nbs/11_vit_training.ipynb #14a5cb5f
+# %% ../nbs/11_vit_training.ipynb #041e7893
 def train_vit(
     model: EmotionViT,  # on its device
     loaders: dict[str, DataLoader],  # train and val, from section 9
@@ -156,8 +157,7 @@ def train_vit(
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
     settings, accelerator = config.training, open_accelerator(config)
-    if accelerator.process_index:  # the same weights in all, but dropout is each one's own
-        seed_everything(seed_for(config.seed, "dropout", accelerator.process_index))
+    model.dropout = DealtDropout(model.dropout.p)
     loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight)
     loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}

@@ -19,7 +19,7 @@ from musemo.audio import (
 )
 from musemo.config import EMOTIONS
 from musemo.core import MusemoError, Run
-from musemo.drawing import generate, weight_settings
+from musemo.drawing import generate, load_generator, weight_settings
 from musemo.gan import build_gan
 from musemo.listening import (
     card,
@@ -37,7 +37,7 @@ from musemo.plane import PlaneExplorer, plane_page, render_plane
 from musemo.presets import make_config
 from musemo.report import write_report
 from musemo.spectrum import wave_log_mel
-from musemo.synthesis import draw_conditions, draw_plane, load_generator, synthesize
+from musemo.synthesis import draw_conditions, draw_plane, synthesize
 
 SMALL = {"inversion.iterations": 32, "gan.channels": 16, "gan.narrowest": 8, "generators": ["gan"]}
 CONFIG = make_config("smoke", SMALL)

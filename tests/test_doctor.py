@@ -49,7 +49,7 @@ def test_missing_packages_end_the_command_with_code_2(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert ended.value.code == 2
     assert "missing packages for everything" in shown.out
-    assert shown.err.startswith("musemo: something that everything needs is missing")
+    assert shown.err.startswith("musemo: something is missing that a run needs")
 
 
 def test_data_is_counted_and_odd_folders_are_explained(deam, tmp_path):
@@ -118,15 +118,22 @@ def test_a_package_that_is_not_installed_is_said(monkeypatch):
     assert (found.found, found.needed) == ("musemo is not installed", True)
 
 
-@pytest.mark.parametrize("where", ["variables", "file"])
+@pytest.mark.parametrize("where", ["variables", "file", "config", "home"])
 def test_credentials_are_noticed_and_never_shown(where, monkeypatch, tmp_path):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KAGGLE_CONFIG_DIR", raising=False)
     (found,) = check_kaggle()
-    assert found.found == "none" and "kaggle.com/settings" in found.advice
+    assert found.found == "none" and f"{tmp_path}/.kaggle/access_token" in found.advice
+    folder = tmp_path / {"file": "set", "home": ".kaggle"}.get(where, ".config/kaggle")
+    folder.mkdir(parents=True)
     if where == "file":
-        (tmp_path / "kaggle.json").write_text('{"username": "me", "key": "a-secret"}')
+        monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder))
+    if where in ("file", "config"):
+        (folder / "kaggle.json").write_text('{"username": "me", "key": "a-secret"}')
+    elif where == "home":
+        (folder / "access_token").write_text("a-secret")
     else:
         monkeypatch.setenv("KAGGLE_USERNAME", "me")
         monkeypatch.setenv("KAGGLE_KEY", "a-secret")

@@ -307,6 +307,23 @@ def test_a_worker_that_dies_is_one_clear_error():
     assert run_jobs((delayed(abs)(-i) for i in range(3)), workers=2, desc="x", total=3) == [0, 1, 2]
 
 
+def test_an_error_of_a_job_is_not_taken_for_one_of_its_backend():
+    from joblib import delayed
+
+    for backend in ("threading", "loky"):
+        jobs = [delayed(open)("/no/such/file")]
+        with pytest.raises(FileNotFoundError):
+            run_jobs(jobs, workers=1, desc="decoding", total=1, backend=backend)
+
+
+@pytest.mark.parametrize("record", [{"sections": None}, {"memory": 3}, {"sections": []}], ids=str)
+def test_a_record_that_no_run_writes_is_one_clear_error(record, tmp_path):
+    run = Run(tmp_path)
+    run.save("run.json", record | {"units": {}})
+    with pytest.raises(MusemoError, match="run.json: is not what a run writes"):
+        load_record(run)
+
+
 def test_one_worker_and_two_leave_the_same_spectrograms(small_config, tmp_path):
     paths, left = sorted(Path(small_config.data.path).rglob("*.mp3")), []
     for workers in (1, 2):

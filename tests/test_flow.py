@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from musemo.core import MusemoError, Run
+from musemo.drawing import load_generator
 from musemo.flow import Flow, draw_flow, flow_times
 from musemo.flow_training import FlowLearner, fit_flow, flow_rate
 from musemo.gan_quality import judge_generators
@@ -12,7 +13,7 @@ from musemo.gan_training import fit_gan
 from musemo.generator_training import Songs, train
 from musemo.pieces import blend_windows, window_starts
 from musemo.presets import make_config
-from musemo.synthesis import load_generator, pick_generator, seam_table, synthesize
+from musemo.synthesis import pick_generator, seam_table, synthesize
 from tests.test_gan import artifacts, music, write_run
 
 SMALL = {

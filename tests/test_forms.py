@@ -34,14 +34,17 @@ MAY_IMPORT = {
     "sound_files": {"core"},
     "splitting": {"core"},
     "data": {"core", "config", "annotations", "jobs", "sound_files", "spectrum", "splitting"},
-    "song_browser": {"core", "config", "data", "widgets"},
+    "song_browser": {"core", "config", "data", "spectrum", "widgets"},
     "pieces": set(),
     "gan": {"config", "pieces"},
     "residual": {"config", "gan"},
     "flow": {"config", "pieces"},
     "drawing": {"core", "config", "gan", "flow"},
     "movers": {"core"},
-    "generator_training": {"core", "config", "drawing", "movers", "tracking", "memory"},
+    "fitted": {"core", "config", "drawing", "memory"},
+    "generator_training": {
+        *("core", "config", "drawing", "fitted", "movers", "tracking", "memory")
+    },
     "training_cost": {"core", "config", "generator_training"},
     "gan_training": {"core", "config", "gan", "generator_training"},
     "residual_training": {"core", "config", "residual", "gan_training", "generator_training"},
@@ -59,7 +62,7 @@ MAY_IMPORT = {
         *("vit", "dataset"),  # quality.embedding=vit: the run's own predictor as the judge's ear
     },
     "quality_plots": {"core", "config"},
-    "synthesis": {"core", "config", "data", "drawing", "pieces"},
+    "synthesis": {"core", "config", "data", "drawing", "memory", "pieces"},
     "audio": {"core", "config", "spectrum"},
     "listening": {"core", "config", "audio", "gan_quality", "widgets"},
     "plane": {"core", "config", "audio", "listening", "widgets"},
@@ -91,7 +94,7 @@ MAY_IMPORT = {
     "answers": {"core", "config", "batches", "hearing"},
     "batches": {"dataset", "hearing", "vit"},
     "prediction": {
-        *("core", "config", "presets", "vit"),
+        *("core", "config", "presets", "weights", "vit"),
         *("answers", "batches", "hearing", "model_card"),
     },
     "drop_zone": set(),
@@ -131,6 +134,7 @@ SECOND = {
     "flow",
     "drawing",
     "movers",
+    "fitted",
     "generator_training",
     "training_cost",
     "flow_training",
@@ -355,6 +359,7 @@ PASSES_ON = {
     "execution: f'{name}: memory ran out; {_smaller(name)}'": "_smaller says what to lower",
     "execution: f'{name}: the kernel died, most likely for want of memory; {_smaller(name)}; "
     "musemo doctor looks for other causes'": "_smaller says what to lower",
+    "kernel: f'{field} = {place!r}: is a path of this machine; {way_out}'": "_ON_KAGGLE says it",
     "prediction: f'{name}: {error}'": "a MusemoError of the model",
     "prediction: str(error)": "a MusemoError of the song",
     "records: f\"{run.path('config.json')} cannot be read by this version ({error}): {way_out}\"": (

@@ -293,7 +293,15 @@ def test_a_token_that_is_not_accepted_is_one_clear_line(kaggle, musemo, monkeypa
         (["--user", "me", "--no-internet"], "attach some with --weights"),
         (["--user", "me", "--set", "gan.epoch=3"], "gan.epoch"),
         (["--user", "me", "--set", f"data.path={ROOT}"], "name that by --data"),
+        (["--user", "me", "--set", "data.path=nowhere"], "is a path of this machine"),
+        (["--user", "me", "--set", "data.cache=here"], "a kernel's home is its own"),
         (["--user", "me", "--set", f"vit.weights={ROOT}"], "name that by --weights"),
+        (["--user", "me", "--set", f"quality.embedding={ROOT}"], "below /kaggle/input"),
+        (
+            [*("--user", "me", "--no-internet", "--set", "vit.weights=scratch")]
+            + ["--set", "quality.embedding=laion/clap"],
+            "quality.embedding = 'laion/clap' cannot come from the hub",
+        ),
     ],
 )
 def test_bad_names_are_one_clear_line(options, words, kaggle, musemo):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from musemo.core import MusemoError, Run
 from musemo.dataset import make_loader, read_datasets
 from musemo.memory import with_half_batch
-from musemo.pipeline import is_done, write_index
+from musemo.pipeline import is_done, train_run, write_index
 from musemo.presets import make_config, save_config
 from musemo.processes import deal, open_accelerator, own_stretch, work_together
 from musemo.records import load_record
@@ -27,7 +28,7 @@ from musemo.vit_training import fit_vit
 from tests.conftest import ROOT
 from tests.test_small import made_songs
 
-TINY = {"vit.hidden": 16, "vit.layers": 3, "vit.heads": 2, "vit.dropout": 0.0, "device": "cpu"}
+TINY = {"vit.hidden": 16, "vit.layers": 3, "vit.heads": 2, "device": "cpu"}
 TINY |= {"dataset.windows_per_song": 2}
 # 7 a batch: odd in itself, and 23 * 2 + 1 windows leave a last batch that holds 5.
 SPEC = {"training.recipe": "spec", "dataset.image_size": 32, "dataset.batch_size": 7}
@@ -45,6 +46,7 @@ def prepare(folder, config):
     run.save("synthetic.csv", pd.DataFrame({"valence": [0.1], "arousal": [0.2], "emotion": [""]}))
     run.save("synthetic.npy", np.zeros((1, 128, 64), np.float16))
     save_config(run, config)
+    run.save("run.json", {"sections": {x.name: 1 for x in SECTIONS[:10]}, "units": {}})
     return run
 
 
@@ -82,7 +84,10 @@ def test_two_processes_train_like_one(recipe, tmp_path):
     ours, theirs = (run.load("vit.safetensors") for run in (alone, shared))
     learnt = [name for name in ours if name.startswith(("backbone", "head"))]
     assert max((theirs[name] - ours[name]).abs().max() for name in learnt) < 1e-3
-    assert "11_vit_training" in shared.load("run.json")["sections"]  # --only 12 may follow
+    made = load_record(shared)
+    assert "11_vit_training" in made["sections"]  # --only 12 may follow
+    # The others are noted as done, and have left no more than section 11 reads.
+    shared.save("run.json", made | {"sections": {"11_vit_training": 1}})
     page = write_index(shared, config).read_text()
     assert "made by musemo train, without a page" in page and page.count("not run yet") == 11
     section = SECTIONS[10]  # what was trained by several processes is not trained again by one
@@ -137,6 +142,24 @@ def test_a_process_that_fails_ends_the_others(how, words):
     assert not [command for command in left if "LokyProcess" in str(command)]
 
 
+@pytest.mark.parametrize("asked", [0, 2])
+def test_processes_that_cannot_start_are_done_without_unless_asked_for(asked, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise pickle.PicklingError("cannot be sent")
+
+    monkeypatch.setattr("musemo.processes.run_jobs", fail)
+    monkeypatch.setattr("musemo.processes.count_processes", lambda config: 2)  # as with two GPUs
+    config = make_config("smoke", {"device": "cpu", "training.processes": asked})
+    if asked:
+        with pytest.raises(pickle.PicklingError):
+            work_together(os.getpid, config)
+    else:
+        assert work_together(os.getpid, config) == os.getpid()
+        assert "WARNING: 2 processes do not train together here (cannot be sent)" in (
+            capsys.readouterr().out
+        )
+
+
 def test_half_precision_trains_to_nearly_the_same_answers(tmp_path):
     settings = TINY | SPEC
     plain = prepare(tmp_path / "float32", make_config("smoke", settings))
@@ -158,6 +181,13 @@ def test_a_launch_of_two_that_starts_one_is_refused(tmp_path):
     done = launch("train", run.folder, options=("--cpu", "--num_processes", "2"))
     assert done.returncode != 0 and "several need --multi_gpu" in done.stderr
     assert not run.has("vit.safetensors")
+
+
+def test_what_is_not_whole_is_not_trained_on(tmp_path):
+    run = prepare(tmp_path, make_config("smoke", TINY | SPEC))
+    run.save("run.json", {"sections": {x.name: 1 for x in SECTIONS[:6]}, "units": {}})
+    with pytest.raises(MusemoError, match="lacks section 07_synthesis.*musemo run --until 10"):
+        train_run(run)
 
 
 def test_what_one_process_refuses_ends_all_of_them(tmp_path):

@@ -455,7 +455,9 @@ def test_ten_songs_are_judged_and_the_page_says_how_little(tmp_path, parts):
     quality = json.loads(text)
     assert next(iter(quality)) == "score" and 0 <= quality["score"] <= 100
     assert quality["songs"] == parts[1] + parts[2]
-    assert set(quality["components"]) == set(SCORE_PARTS) - {"obedience"}  # too few songs
+    counted = set(quality["components"])
+    assert counted | {"distinct"} == set(SCORE_PARTS) - {"obedience"}  # too few songs
+    assert ("none: distinct" in explain_quality(quality)) == ("distinct" not in counted)
     assert sum(x["weight"] for x in quality["components"].values()) == pytest.approx(1)
     assert quality["obedience"]["valence"] is None  # one condition for all
     assert quality["obedience_interval"]["valence"] is None

@@ -10,10 +10,11 @@ import torch
 
 from musemo.core import MusemoError
 from musemo.drawing import build_generator, generate
+from musemo.fitted import FITTED, draw_samples
 from musemo.flow_training import FlowLearner, fit_flow
 from musemo.gan import look_closely
 from musemo.gan_training import GanLearner, fit_gan
-from musemo.generator_training import FITTED, Learner, Songs, draw_samples, train
+from musemo.generator_training import Learner, Songs, train
 from musemo.movers import Keeper
 from musemo.presets import make_config
 from musemo.residual_training import ResidualLearner, fit_residual
@@ -128,24 +129,44 @@ def test_one_more_generator_leaves_the_others_alone(tmp_path, count_steps):
     "values",
     [
         {"synthesis.jitter": 0.2},
-        {"gan.samples": 9},
         {"gan.frames": 48},
-        {"flow.draw_steps": 2},
-        {"flow.guidance": 1.5},
-        {"flow.guidance_until": 0.3},
-        {"flow.crowding": 2.0},
+        {"flow.learning_rate": 2e-3},
         {"audio.f_max": 7000.0},
         {"seed": 4},
     ],
     ids=str,
 )
-def test_what_changes_the_samples_draws_them_anew(values, tmp_path, count_steps):
+def test_what_changes_the_weights_trains_them_anew(values, tmp_path, count_steps):
     run = write_run(tmp_path, 0.0)
     fit_flow(run, small())
     before = artifacts(run, "flow")
     fit_flow(run, small(**values))
     assert count_steps["flow"] == 10
     assert artifacts(run, "flow")["flow_history.json"] != before["flow_history.json"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gan.samples": 9},
+        {"flow.draw_steps": 2},
+        {"flow.guidance": 1.5},
+        {"flow.guidance_until": 0.3},
+        {"flow.crowding": 2.0},
+    ],
+    ids=str,
+)
+def test_what_changes_the_samples_alone_draws_them_anew(values, tmp_path, count_steps):
+    run, fresh = (write_run(tmp_path / name, 0.0) for name in ("run", "fresh"))
+    fit_flow(run, small())
+    history, asked, windows = fit_flow(run, small(**values))
+    assert count_steps["flow"] == 5 and run.load("flow_history.json") == history
+    fit_flow(fresh, small(**values))
+    same, other = artifacts(run, "flow"), artifacts(fresh, "flow")
+    for name in ("flow.safetensors", "flow_samples.csv", "flow_samples.npy", "flow_history.json"):
+        assert same[name] == other[name], name
+    assert len(asked) == len(windows) == small(**values).gan.samples
+    assert fit_flow(run, small(**values))[0] == history and count_steps["flow"] == 10
 
 
 def test_a_cut_while_saving_is_not_taken_for_the_whole(tmp_path, monkeypatch, count_steps):
@@ -265,7 +286,7 @@ def test_half_precision_moves_every_weight(name, precision):
     for key, network in networks.items():
         moved = [not torch.equal(*x) for x in zip(before[key], network.parameters(), strict=True)]
         assert np.mean(moved) > 0.85, key  # what only labels reach stays still at first
-    _, windows = draw_samples(learner, config, songs.labels)
+    _, windows = draw_samples(learner.networks()["generator"], config, songs.labels)
     assert np.isfinite(windows).all() and windows.std() > 0.01
 
 

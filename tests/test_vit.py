@@ -264,6 +264,7 @@ def test_frozen_weights_stay_and_the_rate_starts_again(run):
 
 def test_gradients_of_the_predictor_are_clipped():
     model, labels = torch.nn.Linear(3, 2), torch.full((4, 2), 100.0)
+    model.dropout = torch.nn.Identity()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=1)
     batches, loss = [(torch.ones(4, 3), labels, None)], torch.nn.MSELoss()

@@ -204,9 +204,9 @@ def test_pages_have_the_widgets_static_twins(smoke_run):
     assert pages["03_data"].count("<audio") >= 3
     assert pages["08_audio"].count('aria-label="valence') >= 25
     players = re.findall(r'<audio[^>]*aria-label="([^"]*)', pages["12_evaluation"])
-    for ending in (", whole", "its most relevant 20%, the rest 30 dB lower"):
+    for ending in (", as it was", "its most relevant 20%, the rest 30 dB lower"):
         assert sum(label.endswith(ending) for label in players) == 1
-    assert sum("its beginning: valence" in label for label in players) == 1
+    assert sum("its beginning; the whole song: valence" in label for label in players) == 1
     curve = r'<img[^>]*alt="On the run: A test song[^"]*where along the song it hears what'
     assert len(re.findall(curve, pages["12_evaluation"])) == 1
 

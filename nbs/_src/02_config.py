@@ -67,7 +67,7 @@ import json
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 
 from musemo.config import Config
 from musemo.core import MusemoError
@@ -123,7 +123,7 @@ def setting(default, unit: str, text: str, source: str = "musemo", **rules):
 
 # A run tells its configuration to everybody who opens its pages.
 _SECRET = re.compile(
-    r"hf_\w{20,}|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
+    r"\bhf_[a-z0-9]{30,}\b|\w\w:/+[^/\s]+@|[?&]\w*(token|key|secret|password)=", re.IGNORECASE
 )
 
 
@@ -176,8 +176,8 @@ class AudioConfig(Section):
     def _check(self):
         if not self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError("f_min < f_max <= sample_rate / 2 must hold")
-        if self.hop > self.n_fft or self.db_min >= self.db_max:
-            raise ValueError("hop <= n_fft and db_min < db_max must hold")
+        if self.hop > self.n_fft // 2 or self.db_min >= self.db_max:  # no frame may end in silence
+            raise ValueError("hop <= n_fft / 2 and db_min < db_max must hold")
         return self
 
     @property
@@ -370,6 +370,12 @@ class QualityConfig(Section):
         0.5, "x", "of held-out windows' distance to the training songs: nearer is a copy"
     )
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.good >= self.excellent:
+            raise ValueError("good must be below excellent")
+        return self
+
 
 # %% [markdown]
 # ## Synthesis and sound
@@ -503,6 +509,12 @@ class SmallConfig(Section):
         False, "-", "run training's schedule from the line; kept where validation songs gain"
     )
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.slowest > self.fastest or self.lowest_pitch >= self.highest_pitch:
+            raise ValueError("slowest <= fastest and lowest_pitch < highest_pitch must hold")
+        return self
+
 
 class TrainingConfig(Section):
     "Recipe, loss, unfreezing schedule and stopping."
@@ -540,8 +552,11 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _check(self):
         epochs, blocks = zip(*self.unfreeze, strict=True) if self.unfreeze else ((), ())
-        if list(epochs) != sorted(set(epochs)) or min(blocks, default=0) < 0:
-            raise ValueError("unfreeze must rise in epochs, with blocks >= 0")
+        rising = list(epochs) == sorted(set(epochs)) and min(epochs, default=1) >= 1
+        if not rising or min(blocks, default=0) < 0:
+            raise ValueError("unfreeze must rise in epochs, from 1 on, with blocks >= 0")
+        if self.min_rate > self.learning_rate:
+            raise ValueError("min_rate must be at most learning_rate")
         if abs(self.valence_weight + self.arousal_weight - 1) > 1e-6:
             raise ValueError("valence_weight + arousal_weight must be 1")
         return self
@@ -559,7 +574,10 @@ class JudgementConfig(Section):
     coverage: Fraction = setting(0.9, "share", "of songs whose rating an interval is to hold")
     spread_folds: int = setting(5, "folds", "of the training songs, to learn what widens it", ge=2)
     spread_powers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = setting(
-        (0, 0.25, 0.5, 0.75, 1), "-", "of the raters' spread, to choose from; 0: all alike"
+        (0, 0.25, 0.5, 0.75, 1),
+        "-",
+        "of the raters' spread, to choose from; 0: all alike",
+        min_length=1,
     )
     judged_generated: Fraction = setting(
         0.2, "share", "of a fold's generated songs, kept from training to show how they flatter"
@@ -567,7 +585,10 @@ class JudgementConfig(Section):
     worst_songs: int = setting(4, "songs", "with players on the page", ge=1, le=12)
     explained_songs: int = setting(12, "songs", "of the test part, for the deletion test", ge=1)
     masked_shares: tuple[Fraction, ...] = setting(
-        (0.1, 0.2, 0.3, 0.4, 0.5), "share", "of a window's patches, masked step by step"
+        (0.1, 0.2, 0.3, 0.4, 0.5),
+        "share",
+        "of a window's patches, masked step by step",
+        min_length=1,
     )
     random_masks: int = setting(3, "masks", "at random, beside the relevant ones", ge=1)
     kept_share: Fraction = setting(0.2, "share", "of a song's time, the most relevant, to hear")
@@ -597,7 +618,9 @@ class Config(Section):
     generators: tuple[Literal["gan", "residual", "flow"], ...] = setting(
         ("gan",), "-", "trained and judged side by side", min_length=1
     )
-    checkpoint: float = setting(60, "s", "between states kept of a training; 0: none", ge=0)
+    checkpoint: float = setting(
+        60, "s", "between states kept of a generator's training; 0: none", ge=0
+    )
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     gan: GanConfig = GanConfig()
@@ -750,8 +773,11 @@ def _parse(text):
 
 def _rule(fault: dict) -> str:
     "Say the rule that was broken."
-    unknown = fault["type"] == "extra_forbidden"
-    return "is no field" if unknown else fault["msg"].removeprefix("Value error, ")
+    plain = {
+        "extra_forbidden": "is no field",
+        "tuple_type": 'must be a list, as ["a", "b"] or [1, 2]',
+    }
+    return plain.get(fault["type"], fault["msg"].removeprefix("Value error, "))
 
 
 def _explain(error: ValidationError) -> str:
@@ -870,7 +896,7 @@ def field_table(config: Config) -> pd.DataFrame:
 
 
 # Fields that say how something is made and not what: nothing that is kept depends on them.
-WITHOUT_EFFECT = ("checkpoint", "data.backend", "data.cache", "data.workers")
+WITHOUT_EFFECT = ("checkpoint", "data.backend", "data.cache", "data.workers", "dataset.workers")
 
 
 def changed_fields(old: Config, new: Config) -> list[str]:
@@ -938,10 +964,14 @@ class WeightsError(MusemoError):
     "Weights that cannot be had or do not fit: the message names the ways out."
 
 
+# Besides its own errors the hub lets those of its HTTP client through, which has changed.
+HUB_ERRORS = (OSError, ValueError, HfHubHTTPError.__bases__[0])
+
 WAYS_OUT = (
     "ways out: 1) vit.weights=FOLDER with config.json and model.safetensors of a ViT, "
     "2) on Kaggle, attach a ViT as an input (Add Input, Models) or switch the internet on, "
-    "3) preset demo, which needs none (or vit.weights=scratch to train this one from nothing)"
+    "3) preset demo, which needs none (or this one from nothing: vit.weights=scratch with "
+    "training.unfreeze=[[1,64]] and training.backbone_rate=1)"
 )
 
 
@@ -957,7 +987,8 @@ def is_vit_folder(folder: Path) -> bool:
 # %% [markdown]
 # Kaggle mounts a model at `/kaggle/input/SLUG/FRAMEWORK/VARIATION/VERSION`, and a data set
 # elsewhere, so the folder is found by what is in it. Of several, the one named like the wanted
-# checkpoint is taken; if that does not decide, the choice is the user's.
+# checkpoint is taken; if that does not decide, the choice is the user's. A single one of another
+# name was attached to be used: it is, and a line says so.
 
 
 # %%
@@ -970,11 +1001,13 @@ def find_kaggle_weights(
     root = Path(root)
     found = sorted(path.parent for path in root.rglob("config.json") if is_vit_folder(path.parent))
     wanted = name.rsplit("/", 1)[-1].lower()
-    named = [path for path in found if wanted in str(path.relative_to(root)).lower()]
+    named = [path for path in found if wanted in map(str.lower, path.relative_to(root).parts)]
     found = named or found
     if len(found) > 1:
         names = ", ".join(str(path) for path in found[:5])
         raise WeightsError(f"{len(found)} ViTs below {root}: set vit.weights to one of {names}")
+    if found and not named:
+        print(f"vit.weights = {name!r}: taken from what is attached, {found[0].relative_to(root)}")
     return found[0] if found else None
 
 
@@ -1015,7 +1048,7 @@ def locate_weights(
         return found, f"Kaggle input {found.relative_to(kaggle)}"
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
-    except (OSError, HFValidationError) as error:
+    except HUB_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"vit.weights = {name!r}: cannot be had ({reason}); {WAYS_OUT}"
@@ -1336,7 +1369,7 @@ list_fields(config)
 # %%
 epochs = np.arange(1, config.training.epochs + 1)
 pairs = config.training.unfreeze
-blocks = np.array([max([b for e, b in pairs if e <= epoch], default=0) for epoch in epochs])
+blocks = np.array([[0, *(b for e, b in pairs if e <= epoch)][-1] for epoch in epochs])
 if config.vit.weights == "scratch":
     blocks = np.minimum(blocks, config.vit.layers)
 figure, axes = subplots(size=(6, 2.4))

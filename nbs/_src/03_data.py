@@ -107,6 +107,7 @@ import pandas as pd
 from musemo.config import AudioConfig, Config
 from musemo.core import COLORS, MusemoError, Run, plot_log_mel, subplots
 from musemo.data import decode, list_songs
+from musemo.spectrum import sounding_wave
 from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
 
 # %%
@@ -858,6 +859,15 @@ def log_mel_of(
     return trim_silence(one, audio).astype(np.float16)
 
 
+def sounding_wave(
+    wave: np.ndarray,  # (S,) mono at audio.sample_rate
+    audio: AudioConfig,
+) -> np.ndarray:  # (at most S,)
+    "Cut off what `log_mel_of` leaves out, to be heard beside its picture."
+    part = sounding_part(wave_log_mel(np.asarray(wave, np.float32)[None], audio)[0], audio)
+    return wave[part.start * audio.hop : part.stop * audio.hop]
+
+
 # %% [markdown]
 # Silence at the ends goes: a window of nothing has no emotion, and a generator would learn to
 # draw it. Rests inside a song stay. librosa is the reference: the two agree to the precision
@@ -873,6 +883,7 @@ ours = audio.to_db(log_mel_of(wave, audio))
 test_eq(ours.shape, (128, audio.frames))
 ringing = np.pad(wave[:22050], 22050)  # a second of silence, of sound, of silence
 test_close(log_mel_of(ringing, audio).shape[1], 22050 / 512, eps=5)
+test_eq(len(sounding_wave(ringing, audio)), log_mel_of(ringing, audio).shape[1] * 512)
 test_eq(log_mel_of(0 * wave, audio).shape, (128, 0))
 test_close(ours, reference, eps=0.05)
 
@@ -937,24 +948,24 @@ from musemo.core import MusemoError, progress
 @contextmanager
 def _backend(name: str) -> Iterator[None]:
     "Let joblib's jobs run in threads, processes (loky) or a cluster; raises MusemoError without."
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             if name == "dask":  # the scheduler that DASK_SCHEDULER_ADDRESS names, or one made here
                 stack.enter_context(importlib.import_module("distributed").Client())
             elif name == "ray":
                 importlib.import_module("ray.util.joblib").register_ray()
             stack.enter_context(parallel_config(backend=name))
-            yield
-    except ImportError as error:
-        needed = {"dask": "distributed", "ray": "ray"}[name]
-        raise MusemoError(
-            f"data.backend = {name!r}: is not installed; pip install {needed}"
-        ) from error
-    except OSError as error:
-        raise MusemoError(
-            f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
-            "data.backend=threading"
-        ) from error
+        except ImportError as error:
+            needed = {"dask": "distributed", "ray": "ray"}[name]
+            raise MusemoError(
+                f"data.backend = {name!r}: is not installed; pip install {needed}"
+            ) from error
+        except OSError as error:
+            raise MusemoError(
+                f"data.backend = {name!r}: no cluster answers ({error}); start one, or set "
+                "data.backend=threading"
+            ) from error
+        yield
 
 
 def run_jobs(
@@ -1328,6 +1339,7 @@ class SongBrowser:
             self.show(self.listed.index[0], play=False)
         else:
             self.label.value = f"No song has {html.escape(self.search.value)!r} in this part."
+            self.picture.value, self.sound.value, self.shown = b"", b"", -1
 
     def go(self, valence: float, arousal: float) -> None:
         "Answer a click on the plane: the nearest song, or the next one there."
@@ -1350,6 +1362,7 @@ class SongBrowser:
         self.plane.value = _plane_png(self.listed, self.shown)
         try:
             wave = decode(self.files.get(song["song_id"]) or song["file"], self.audio)
+            wave = sounding_wave(wave, self.audio)
             put_sound(self.sound, wave, self.audio.sample_rate, play=play)
         except MusemoError as error:
             self.sound.value, told = b"", f"{told}. {error}"
@@ -1442,12 +1455,12 @@ number = f"{len(usable)} songs ({counts}), {corrected} labels corrected"
 run.headline("03_data", number, figure)
 
 # %% [markdown]
-# The same three songs to hear.
+# The same three songs to hear, the first 8 s of each.
 
 # %%
 files, most = song_files(config), 8 * config.audio.sample_rate
 for song in shown.itertuples():
-    sound = decode(files[song.song_id], config.audio)[:most]
+    sound = sounding_wave(decode(files[song.song_id], config.audio), config.audio)[:most]
     display(player(sound, config.audio.sample_rate, label=song_label(song)))
 
 # %% [markdown]

@@ -50,12 +50,15 @@ import torch
 from torch import nn
 
 from musemo.config import Config
-from musemo.core import MusemoError, autocast, progress
+from musemo.core import MusemoError, Run, autocast, progress
 from musemo.flow import Flow
 from musemo.gan import Generator
 
 # %%
 #| hide
+import tempfile
+from pathlib import Path
+
 from fastcore.test import test_close, test_eq, test_fail
 
 from musemo.config import FlowConfig
@@ -242,7 +245,7 @@ assert torch.equal(in_full(line, x), line(x))
 # Chance for a whole piece and chance for each column of its seed start it, four layers double
 # it, the last one says strikes and falls. Falls have a limit: 99 of 100 steps in the demo songs
 # fall by less. A column more at both ends is drawn and cut off: sound that began before rings in.
-# Layers that only look around themselves draw any width in one stroke; there is nothing to blend.
+# Its layers take any width, and draw it in one stroke: there is nothing to blend.
 #
 # Three things are measured and not learnt, so that not a step is spent on them: the songs' mean
 # spectrum, how it leans with valence and arousal (`level`, a straight line), and which bands go
@@ -1120,6 +1123,56 @@ for name in ("gan", "residual", "flow"):
         lambda known=known, name=name: check_weight_settings(known, lower, name),
         contains="audio.f_max is 8000.0, this one needs 7000.0",
     )
+
+
+# %% [markdown]
+# A checkpoint is opened with its settings compared first, then every shape.
+
+
+# %%
+#| export drawing
+def load_generator(
+    run: Run,
+    config: Config,
+    name: str,  # one of config.generators
+) -> nn.Module:
+    "Load a generator; raises MusemoError where the checkpoint is of another configuration."
+    weights, history = run.load(f"{name}.safetensors"), run.load(f"{name}_history.json")
+    check_weight_settings(history.get("settings", {}), config, name)
+    weights = {k.removeprefix("generator."): v for k, v in weights.items() if k[:3] == "gen"}
+    generator = build_generator(config, name)
+    wanted = generator.state_dict()
+    missing = sorted(wanted.keys() ^ weights.keys())
+    wrong = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
+    if missing or wrong:
+        key = (wrong or missing)[0]
+        found, needed = (tuple(w[key].shape) if key in w else None for w in (weights, wanted))
+        raise MusemoError(
+            f"{name}.safetensors does not fit {name}_history.json: {key} is {found}, needed is "
+            f"{needed}; train again (--from 5)"
+        )
+    generator.load_state_dict(weights)
+    return generator
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    run, values = Run(Path(folder)), {"gan.narrowest": 8, "audio.n_mels": 32}
+    config, other, lower = (
+        make_config("smoke", values | {"gan.channels": n, "audio.f_max": top})
+        for n, top in ((16, 8000), (32, 8000), (16, 7000))
+    )
+    weights = build_generator(config, "gan").state_dict()
+    weights = {f"generator.{k}": v.contiguous() for k, v in weights.items()}
+    run.save("gan.safetensors", weights)
+    about = {"settings": weight_settings(config, "gan"), "units": {"settings": "as in config"}}
+    run.save("gan_history.json", about)
+    trained = load_generator(run, config, "gan")
+    test_eq(generate(trained, [[0.8, 0.7]], seeds=[0], frames=100).shape, (1, 32, 100))
+    test_fail(lambda: load_generator(run, other, "gan"), contains="gan.channels is 16")
+    test_fail(lambda: load_generator(run, lower, "gan"), contains="audio.f_max is 8000.0")
+    run.save("gan.safetensors", dict(list(weights.items())[1:]))
+    test_fail(lambda: load_generator(run, config, "gan"), contains="does not fit gan_history")
 
 # %% [markdown]
 # ## On the run

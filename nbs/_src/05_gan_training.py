@@ -25,6 +25,24 @@ from torch.optim.swa_utils import AveragedModel
 from musemo.core import MusemoError, Run
 
 # %%
+#| export fitted
+import time
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from musemo.config import Config
+from musemo.core import Run, pick_device, pick_precision, rng_for, seed_for
+from musemo.drawing import generate, load_generator
+from musemo.memory import with_half_batch
+
+# Settings of gan and flow that only drawing depends on.
+DRAWING = {"samples", "draw_steps", "crowding", "guidance", "guidance_until"}
+
+# %%
 #| export generator_training
 import hashlib
 import time
@@ -51,7 +69,8 @@ from musemo.core import (
     seed_everything,
     seed_for,
 )
-from musemo.drawing import check_conditions, generate, weight_settings
+from musemo.drawing import check_conditions, weight_settings
+from musemo.fitted import DRAWING, draw_samples, drawing_settings, load_fitted, save_fitted
 from musemo.memory import with_half_batch
 from musemo.movers import Keeper, Mover
 from musemo.tracking import track
@@ -457,12 +476,27 @@ def training_songs(run: Run) -> Songs:
     return Songs(log_mel, table["frames"].to_numpy(), labels)
 
 
+def say_padding(songs: Songs, config: Config) -> str:
+    "Say where songs are much shorter than the window, so that silence is learnt; else nothing."
+    width, audio = config.gan.frames, config.audio
+    silent = np.maximum(width - songs.frames, 0).mean() / width
+    if silent < 0.05:
+        return ""
+    seconds = np.array([np.median(songs.frames), width]) * audio.hop / audio.sample_rate
+    return (
+        f"WARNING: {silent:.0%} of the training windows is silence behind songs that end early "
+        f"(half are under {seconds[0]:.1f} s; gan.frames = {width} is {seconds[1]:.1f} s), and is "
+        f"learnt. Nine of ten songs fill gan.frames={int(np.quantile(songs.frames, 0.1))}."
+    )
+
+
 def training_identity(config: Config, songs: Songs, name: str) -> str:
-    "Name what a training and its samples depend on: songs, labels and settings."
-    parts = dict.fromkeys(("seed", "precision", "audio", "gan", name), True)
-    if name == "flow":  # it shares with the GANs how its samples are drawn, and nothing else
-        parts["gan"] = {"frames", "samples", "batch_size"}
-    settings = config.model_dump_json(include=parts | {"synthesis": {"jitter"}})
+    "Name what a training depends on: songs, labels and settings."
+    parts = dict.fromkeys(("seed", "precision", "audio"), True) | {"synthesis": {"jitter"}}
+    parts |= {part: {*dict(getattr(config, part))} - DRAWING for part in ("gan", name)}
+    if name == "flow":  # it shares the window's width with the GANs, and nothing else
+        parts["gan"] = {"frames"}
+    settings = config.model_dump_json(include=parts)
     whole = hashlib.blake2b(settings.encode(), digest_size=16)
     for array in (songs.log_mel, songs.frames, songs.labels):
         whole.update(np.ascontiguousarray(array).tobytes())
@@ -477,54 +511,89 @@ def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     return table.astype(object).where(table.notna(), None).to_dict("list")
 
 
+# %%
+#| export fitted
+FITTED = (".safetensors", "_samples.npy", "_samples.csv", "_times.json", "_history.json")
+
+
+def drawing_settings(config: Config, name: str) -> dict[str, object]:  # dotted field -> value
+    "List the settings that samples depend on, and weights do not."
+    own = DRAWING if name == "flow" else set()
+    parts = {"gan": {"samples"}, "flow": own, "synthesis": {"jitter"}}
+    values = config.model_dump(mode="json", include=parts)
+    return {f"{part}.{k}": v for part, x in values.items() for k, v in x.items()}
+
+
 def draw_samples(
-    learner: Learner,
+    generator: nn.Module,
     config: Config,
     labels: np.ndarray,  # (N, 2) of training songs
 ) -> tuple[pd.DataFrame, np.ndarray]:  # what was asked, and windows (n, M, T) float16
     "Draw the windows that section 6 judges, in the precision of the training."
-    rng = rng_for(config.seed, "samples")
+    rng, device = rng_for(config.seed, "samples"), pick_device(config.device)
     chosen = labels[rng.integers(len(labels), size=config.gan.samples)]
     asked = np.clip(chosen + rng.normal(0, config.synthesis.jitter, chosen.shape), -1, 1).round(4)
-    options = {"frames": config.gan.frames, "batch_size": config.gan.batch_size}
-    options |= {"device": learner.device, "precision": learner.precision}
+    options = {"frames": config.gan.frames, "batch_size": config.gan.batch_size, "device": device}
+    options["precision"] = pick_precision(device, config.precision)
     seeds = [seed_for(config.seed, "sample", row) for row in range(len(asked))]
-    windows = generate(learner.networks()["generator"], asked, seeds=seeds, **options)
+    generator = generator.to(device, memory_format=torch.channels_last)
+    windows = generate(generator, asked, seeds=seeds, **options)
     return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
 
 
+# %% [markdown]
+# What only drawing depends on, as the flow's steps and guidance or the number of samples, costs no
+# training: weights that are there draw anew.
+
+
 # %%
-#| export generator_training
-FITTED = (".safetensors", "_samples.npy", "_samples.csv", "_times.json", "_history.json")
-
-
+#| export fitted
 def load_fitted(
     run: Run,
+    config: Config,
     name: str,  # gan, residual or flow
+    labels: np.ndarray,  # (N, 2) of the training songs
     identity: str,  # of songs and settings
 ) -> tuple | None:  # history, what was asked, windows drawn; None: not there
     "Read what a finished training left, where it is the same training and all of it is there."
     if not run.has(*(name + end for end in FITTED)):
         return None
-    history = run.load(f"{name}_history.json")
+    history, drawing = run.load(f"{name}_history.json"), drawing_settings(config, name)
     if history.get("identity") != identity:
         return None
     print(f"{name} was trained before; delete {name}_history.json to train it again")
+    if history.get("drawing") != drawing:
+        draw = partial(draw_samples, load_generator(run, config, name), labels=labels)
+        begun = time.perf_counter()
+        asked, windows = with_half_batch(draw, config, "gan")
+        seconds = (time.perf_counter() - begun) / len(windows)
+        history["drawing"], times = drawing, run.load(f"{name}_times.json") | {"drawing": seconds}
+        save_samples(run, name, asked, windows, times, history)
     return history, run.load(f"{name}_samples.csv"), run.load(f"{name}_samples.npy")
 
 
 # %%
-#| export generator_training
-def save_fitted(run: Run, name: str, learner: Learner, results: dict[str, object]) -> None:
-    "Write what a training leaves; the history goes first and comes last: it vouches for the rest."
+#| export fitted
+def save_samples(
+    run: Run, name: str, asked: pd.DataFrame, windows: np.ndarray, times: dict, history: dict
+) -> None:
+    "Write what a generator drew; the history comes last, since it vouches for the rest."
+    results = {"_samples.npy": windows, "_samples.csv": asked}
+    results |= {"_times.json": times, "_history.json": history}
+    for end in FITTED[1:]:
+        run.save(name + end, results[end])
+
+
+def save_fitted(run: Run, name: str, networks: dict[str, nn.Module], *results) -> None:
+    "Write what a training leaves: weights, and what save_samples takes."
     run.path(f"{name}_history.json").unlink(missing_ok=True)
     weights = {
         f"{part}.{key}": value.detach().cpu().contiguous()
-        for part, network in learner.networks().items()
+        for part, network in networks.items()
         for key, value in network.state_dict().items()
     }
-    for end in FITTED:
-        run.save(name + end, weights if end == ".safetensors" else results[end])
+    run.save(f"{name}.safetensors", weights)
+    save_samples(run, name, *results)
 
 
 # %%
@@ -538,7 +607,7 @@ def fit_generator(
     "Train on the run's training songs, or go on; draw samples; save all of it."
     songs = training_songs(run)
     identity = training_identity(config, songs, name)
-    fitted = load_fitted(run, name, identity)
+    fitted = load_fitted(run, config, name, songs.labels, identity)
     if fitted:
         return fitted
 
@@ -554,16 +623,16 @@ def fit_generator(
     section = "flow" if name == "flow" else "gan"  # the GANs share their batch
     learner, keeper, rows = with_half_batch(attempt, config, section)
     seconds, begun = keeper.seconds(), time.perf_counter()
-    draw = partial(draw_samples, learner, labels=songs.labels)
+    draw = partial(draw_samples, learner.networks()["generator"], labels=songs.labels)
     asked, windows = with_half_batch(draw, config, "gan")  # of which samples are drawn
     drawing = (time.perf_counter() - begun) / len(windows)
     times = {"step": seconds / len(rows), "drawing": drawing, "steps": len(rows)}
     times["units"] = {"step": "s", "drawing": "s a window", "steps": "count"}
-    units = learner.units | {"settings": "as in config", "batch_size": "windows"}
+    units = learner.units | {"settings, drawing": "as in config", "batch_size": "windows"}
     history = {"steps": as_columns(rows), "units": units, "identity": identity}
+    history["drawing"] = drawing_settings(config, name)
     history |= {"settings": weight_settings(config, name), "batch_size": learner.batch_size}
-    results = {"_samples.npy": windows, "_samples.csv": asked}
-    save_fitted(run, name, learner, results | {"_times.json": times, "_history.json": history})
+    save_fitted(run, name, learner.networks(), asked, windows, times, history)
     run.path(keeper.file).unlink(missing_ok=True)
     return history, asked, windows
 
@@ -578,6 +647,9 @@ with tempfile.TemporaryDirectory() as folder:
     run.save("songs.csv", table.assign(arousal=0.0))
     run.save("logmel.npy", np.zeros((1, 4, 9), dtype=np.float16))
     test_fail(lambda: training_songs(run), contains="training song 0 is valence 5")
+brief = Songs(np.zeros((2, 4, 80)), np.array([40, 80]), np.zeros((2, 2)))
+test_eq(say_padding(brief, make_config("smoke", {"gan.frames": 40})), "")
+assert "25% of the training windows" in say_padding(brief, make_config("smoke", {"gan.frames": 80}))
 
 
 # %% [markdown]
@@ -928,7 +1000,7 @@ def augment(
     rng: torch.Generator,
     share: float,  # of windows that each change is made to
 ) -> torch.Tensor:
-    "Change windows at random: level by 5 dB, pitch by 3 bands, and where they begin."
+    "Change windows at random: level by 5 % of the scale, pitch by 3 bands, and where they begin."
     frames = pictures.shape[3]
     chance = torch.rand(len(pictures), 3, generator=rng, device=pictures.device)
     changed = []
@@ -1286,6 +1358,8 @@ from musemo.opening import open_run
 run, config = open_run(run_folder, before=5)
 
 # %%
+if warning := say_padding(training_songs(run), config):
+    print(warning)
 fits = {"gan": fit_gan, "residual": fit_residual, "flow": fit_flow}
 fitted = {name: fits[name](run, config) for name in config.generators}
 steps = {name: pd.DataFrame(history["steps"]) for name, (history, *_) in fitted.items()}
@@ -1300,17 +1374,20 @@ for name, table in rounds.items():
     display(epochs.rename_axis(f"{name}, epoch").round(3))
 
 # %% [markdown]
-# Thin lines are single rounds, thick ones their running mean. Between the grey bounds the
-# discriminator takes one step a round; watch its steps answer when the accuracy leaves them.
+# Thin lines are single rounds, thick ones their running mean; the dotted level of each loss, and
+# of their ratio, is that of a discriminator which cannot tell. Between the grey bounds it
+# takes one step a round; watch its steps answer when the accuracy leaves them.
 
 # %%
 panels = [
     ("Losses", "loss (nats)", ["generator_loss", "discriminator_loss"]),
+    ("Generator's loss over discriminator's", "ratio", ["loss_ratio"]),
     ("Discriminator's accuracy", "share judged rightly", ["accuracy_fake", "accuracy_real"]),
     ("Discriminator's steps", "steps in a round", ["discriminator_steps"]),
     ("Gradients before clipping", "norm", ["generator_norm", "discriminator_norm"]),
 ]
-figure, axes = subplots(max(1, len(steps)), 4, size=(3.2, 2.4), squeeze=False)
+figure, axes = subplots(max(1, len(steps)), 5, size=(2.9, 2.4), squeeze=False)
+doubled = {"gan": 2 * (1 + config.gan.swapped), "residual": 1 + config.gan.swapped}
 for row, (kind, table) in zip(axes, rounds.items(), strict=False):
     width = max(1, len(table) // 20)
     for panel, (title, unit, names) in zip(row, panels, strict=True):
@@ -1322,11 +1399,13 @@ for row, (kind, table) in zip(axes, rounds.items(), strict=False):
         if len(names) > 1:
             panel.legend()
     for bound in (config.gan.weak_below, config.gan.strong_above):
-        row[1].axhline(bound, color=COLORS["floor"], linestyle="--")
-    row[0].axhline(np.log(2), color=COLORS["floor"], linestyle="--")
-    row[2].set_yticks(range(config.gan.min_steps, config.gan.max_steps + 1))
-    row[3].set_yscale("log")
-    row[3].axhline(config.gan.clip_norm, color=COLORS["floor"], linestyle="--")
+        row[2].axhline(bound, color=COLORS["floor"], linestyle="--")
+    for level, color in ((1, COLORS["model"]), (doubled[kind], COLORS["real"])):  # as they begin
+        row[0].axhline(level * np.log(2), color=color, linestyle=":")
+    row[1].axhline(1 / doubled[kind], color=COLORS["floor"], linestyle=":")
+    row[3].set_yticks(range(config.gan.min_steps, config.gan.max_steps + 1))
+    row[4].set_yscale("log")
+    row[4].axhline(config.gan.clip_norm, color=COLORS["floor"], linestyle="--")
 if "flow" in steps:
     for panel, (name, unit) in zip(axes[-1], FlowLearner.units.items(), strict=False):
         values = steps["flow"][name]
@@ -1335,7 +1414,8 @@ if "flow" in steps:
         panel.plot(smooth, color=COLORS["model"])
         panel.set(title=f"flow: {name}", xlabel="step", ylabel=unit)
         panel.set_yscale("linear" if name == "rate" else "log")
-    axes[-1][-1].axis("off")
+    for panel in axes[-1][len(FlowLearner.units) :]:
+        panel.axis("off")
 
 # %% [markdown]
 # The rule worked where the accuracy of most rounds in the second half lies between its bounds.
@@ -1350,8 +1430,13 @@ for name, values in rounds.items():
     inside = share.between(config.gan.weak_below, config.gan.strong_above).mean()
     table.loc[name, "rounds within bounds"] = round(inside, 2)
 kinds = {"gan": GanLearner, "residual": ResidualLearner, "flow": FlowLearner}
+half_minute = int(30 * config.audio.sample_rate) // config.audio.hop + 1
 for name in fitted:
-    cost = step_cost(config, kinds[name], frames=1292, batch_size=2)
+    try:
+        cost = step_cost(config, kinds[name], frames=half_minute, batch_size=2)
+    except torch.OutOfMemoryError:  # nothing here needs it
+        print(f"{name}: a step on two windows of 30 s does not fit into this device's memory")
+        continue
     table.loc[name, [f"{key}, 2 x 30 s" for key in cost]] = [round(x, 1) for x in cost.values()]
 display(table)
 trained = ", ".join(f"{name} {len(values)} steps" for name, values in steps.items())

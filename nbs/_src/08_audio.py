@@ -58,7 +58,7 @@ from ipywidgets import Button, FloatSlider, GridBox, Label, Layout, VBox
 from musemo.audio import invert_log_mel, keep_from_clipping
 from musemo.config import AudioConfig, Config
 from musemo.core import Run, pick_device, seed_for, wav_bytes
-from musemo.listening import AUDIO_UNITS, middle, save_wave, spectrogram_png, thumbnail
+from musemo.listening import AUDIO_UNITS, middle, save_waves, spectrogram_png, thumbnail
 from musemo.widgets import empty_picture, put_sound, silent_player
 
 # %%
@@ -365,11 +365,11 @@ pd.DataFrame(
 # %%
 #| export
 def keep_from_clipping(
-    wave: np.ndarray,  # (S,)
+    wave: np.ndarray,  # (S,), or (B, S): turned down together, so that they can be compared
     *,
     peak: float = 0.99,  # full scale is 1
 ) -> tuple[np.ndarray, float]:  # the wave, and the gain in dB (0: untouched)
-    "Turn a wave down where its peak exceeds full scale."
+    "Turn sound down where its peak exceeds full scale."
     highest = float(np.abs(wave).max(initial=0))
     if highest <= 1:
         return wave, 0.0
@@ -548,11 +548,16 @@ def wav_name(emotion: str, valence: float, arousal: float) -> str:
     return f"audio/{emotion}_v{valence:.1f}_a{arousal:.1f}.wav"
 
 
-def save_wave(run: Run, config: Config, name: str, wave: np.ndarray) -> dict:
-    "Write a .wav, turned down where it would clip; say file, level and gain."
-    wave, gain = keep_from_clipping(wave)
-    run.save(name, (wave, config.audio.sample_rate))
-    return {"file": name, "level": level_dbfs(wave), "gain": gain}
+def save_waves(
+    run: Run,
+    config: Config,
+    waves: dict[str, np.ndarray],  # name of the .wav -> (S,), all of one length
+) -> dict[str, dict]:  # name -> file, level before the gain, gain
+    "Write .wav files, all turned down alike where one would clip."
+    turned_down, gain = keep_from_clipping(np.stack([*waves.values()]))
+    for name, wave in zip(waves, turned_down, strict=True):
+        run.save(name, (wave, config.audio.sample_rate))
+    return {k: {"file": k, "level": level_dbfs(x), "gain": gain} for k, x in waves.items()}
 
 
 # %% [markdown]
@@ -590,10 +595,10 @@ test_eq(sound_facts(np.zeros(8000, dtype=np.float32), audio), {"onsets": 0.0, "h
 AUDIO_UNITS = {
     "valence": "[-1, 1]",
     "arousal": "[-1, 1]",
-    "level": "dB re full scale, None: silence",
+    "level": "dB re full scale, before the gain; None: silence",
     "onsets": "a second",
     "harmonic": "dB, energy of tones over energy of drums, None: silence",
-    "gain": "dB, below 0 where the peak had exceeded full scale",
+    "gain": "dB, of all clips beside each other; below 0 where a peak had exceeded full scale",
     "distance": "[-1, 1], on the valence-arousal plane",
     "error": "dB, mean absolute difference of log-mel after the round trip",
 }
@@ -612,16 +617,20 @@ def render_emotions(run: Run, config: Config) -> dict:  # record, log_mel, real,
     both, device = np.concatenate([drawn, real]), pick_device(config.device)
     waves = invert_log_mel(both, config, seed=seed_for(config.seed, "audio"), device=device)
     errors = round_trip_error(both, waves, config.audio)
+    names = [wav_name(x.emotion, x.valence, x.arousal) for x in asked.itertuples()]
+    pairs = zip(asked["emotion"], near["song_id"], strict=True)
+    names += [f"audio/near_{emotion}_song_{song_id}.wav" for emotion, song_id in pairs]
+    for old in run.folder.glob("audio/*.wav"):  # of another seed, which drew other songs near
+        old.unlink()
+    saved = [*save_waves(run, config, dict(zip(names, waves, strict=True))).values()]
     record, trips = {"emotions": {}, "units": AUDIO_UNITS}, round_trips(run, config, width=width)
     for i, (wish, song) in enumerate(zip(asked.itertuples(), near.itertuples(), strict=True)):
-        point, other = (wish.valence, wish.arousal), i + len(asked)
-        facts = {"valence": float(wish.valence), "arousal": float(wish.arousal)}
-        facts |= save_wave(run, config, wav_name(wish.emotion, *point), waves[i])
+        other = i + len(asked)
+        facts = {"valence": float(wish.valence), "arousal": float(wish.arousal)} | saved[i]
         facts |= sound_facts(waves[i], config.audio)
-        name = f"audio/near_{wish.emotion}_song_{song.song_id}.wav"
         beside = {"song_id": int(song.song_id), "valence": float(song.valence)}
         beside |= {"arousal": float(song.arousal), "distance": float(song.distance)}
-        beside |= save_wave(run, config, name, waves[other]) | {"error": float(errors[other])}
+        beside |= saved[other] | {"error": float(errors[other])}
         beside |= sound_facts(waves[other], config.audio)
         record["emotions"][wish.emotion] = facts | {"error": float(errors[i])}
         record["emotions"][wish.emotion]["nearest_song"] = beside
@@ -683,16 +692,21 @@ def emotion_table(record: dict) -> pd.DataFrame:  # a row an emotion
 
 # %%
 #| export listening
+def _in_order(heard: pd.Series, asked: pd.Series) -> str:
+    alike = heard.rank().corr(asked.loc[heard.index].rank())
+    return "all alike" if np.isnan(alike) else f"{alike:.2f}"
+
+
 def describe_order(table: pd.DataFrame) -> str:  # of emotion_table
     "Say in one sentence how the order of arousal asked for comes back in level and in onsets."
     asked, said = table[("asked", "arousal")], []
     for name, column in (("level", "level (dB)"), ("onsets", "onsets (a second)")):
         heard = {side: table[(column, side)].dropna() for side in ("drawn", "real")}
-        alike = {side: x.rank().corr(asked.loc[x.index].rank()) for side, x in heard.items()}
+        alike = {side: _in_order(x, asked) for side, x in heard.items()}
         order = ", ".join(heard["drawn"].sort_values().index).replace("_", " ")
         said.append(
-            f"by {name} {order} (rank correlation {alike['drawn']:.2f}; real songs beside them "
-            f"{alike['real']:.2f})"
+            f"by {name} {order} (rank correlation {alike['drawn']}; real songs beside them "
+            f"{alike['real']})"
         )
     calm = ", ".join(asked.sort_values().index).replace("_", " ")
     return f"From calm to aroused, asked is {calm}; drawn is {', and '.join(said)}."
@@ -709,6 +723,9 @@ for one in heard.values():
 sentence = describe_order(emotion_table({"emotions": heard}))
 assert "asked is sad calm, neutral, tense; drawn is by level sad calm, neutral, tense" in sentence
 assert "correlation 1.00" in sentence and "by onsets tense, neutral, sad calm" in sentence
+still = emotion_table({"emotions": heard})
+still[("onsets (a second)", "drawn")] = 2.0
+assert "(rank correlation all alike; real songs beside them 1.00)" in describe_order(still)
 emotion_table({"emotions": heard}).round(2)
 
 
@@ -732,19 +749,20 @@ def render_generators(
     rows = [int(asked[:, 1].argmin()), int(asked[:, 1].argmax())]
     near, real = nearest_songs(run, asked[rows], config.gan.frames)
     seed, device = seed_for(config.seed, "generators"), pick_device(config.device)
-    pairs, record = [], []
+    whose, log_mel = [], []
     for mood, row, song, window in zip(
         ("calm", "aroused"), rows, near.itertuples(), real, strict=True
     ):
-        whose = [(name, name, *asked[row]) for name in drawn]
-        whose += [("real", f"real song {song.song_id}", song.valence, song.arousal)]
-        log_mel = np.stack([*(x[row].astype(np.float32) for x, _ in drawn.values()), window])
-        waves = invert_log_mel(log_mel, config, seed=seed, device=device)
-        for (name, title, v, a), one, wave in zip(whose, log_mel, waves, strict=True):
-            facts = save_wave(run, config, f"audio/generators/{mood}_{name}.wav", wave)
-            record.append({"drawn_by": name, "valence": float(v), "arousal": float(a)} | facts)
-            label = f"{mood}, {title}: valence {v:+.2f}, arousal {a:+.2f}"
-            pairs.append((label, one, facts["file"]))
+        whose += [(mood, name, name, *asked[row]) for name in drawn]
+        whose += [(mood, "real", f"real song {song.song_id}", song.valence, song.arousal)]
+        log_mel += [*(x[row].astype(np.float32) for x, _ in drawn.values()), window]
+    waves = invert_log_mel(np.stack(log_mel), config, seed=seed, device=device)
+    names = [f"audio/generators/{mood}_{name}.wav" for mood, name, *_ in whose]
+    saved, pairs, record = save_waves(run, config, dict(zip(names, waves, strict=True))), [], []
+    for file, (mood, name, title, v, a), one in zip(names, whose, log_mel, strict=True):
+        facts = {"drawn_by": name, "valence": float(v), "arousal": float(a)}
+        record.append(facts | saved[file])
+        pairs.append((f"{mood}, {title}: valence {v:+.2f}, arousal {a:+.2f}", one, file))
     run.save("audio/generators.json", {"windows": record, "units": AUDIO_UNITS})
     return pairs
 
@@ -764,14 +782,15 @@ def render_plane(run: Run, config: Config) -> dict:  # points (K, 2), log_mel, w
     log_mel = middle(windows, config.audio, seconds=config.inversion.plane_seconds)
     seed, device = seed_for(config.seed, "plane"), pick_device(config.device)
     waves = invert_log_mel(log_mel, config, seed=seed, device=device)
-    points, record = table[["valence", "arousal"]].to_numpy(), []
-    for (valence, arousal), wave in zip(points, waves, strict=True):
-        name = f"audio/plane/v{valence:+.2f}_a{arousal:+.2f}.wav"
-        facts = {"valence": float(valence), "arousal": float(arousal)}
-        record.append(facts | save_wave(run, config, name, wave))
+    points = table[["valence", "arousal"]].to_numpy()
+    names = [f"audio/plane/v{valence:+.2f}_a{arousal:+.2f}.wav" for valence, arousal in points]
+    for old in run.folder.glob("audio/plane/*.wav"):  # of another grid
+        old.unlink()
+    saved = save_waves(run, config, dict(zip(names, waves, strict=True)))
+    where = [{"valence": float(v), "arousal": float(a)} for v, a in points]
+    record = [point | saved[name] for point, name in zip(where, names, strict=True)]
     run.save("audio/plane.json", {"points": record, "units": AUDIO_UNITS})
-    waves = [keep_from_clipping(wave)[0] for wave in waves]
-    return {"points": points, "log_mel": log_mel, "waves": waves}
+    return {"points": points, "log_mel": log_mel, "waves": keep_from_clipping(waves)[0]}
 
 
 def point_label(valence: float, arousal: float) -> str:
@@ -890,7 +909,8 @@ explorer.box
 #
 # Listen for what changes from one to the next: pulse, loudness, brightness. Each emotion stands
 # beside the real training song whose labels are nearest to what was asked. The real song was
-# turned into a log-mel spectrogram and back to sound in the same way: compare them fairly.
+# turned into a log-mel spectrogram and back to sound in the same way, and where one clip would be
+# too loud for a file all are turned down alike: compare them fairly.
 
 # %% tags=["parameters"]
 run_folder = None  # a run's folder; None: a run at the smoke size, made on the spot

@@ -81,7 +81,8 @@ def to_pixels(
     square = nn.functional.interpolate(
         (windows[:, None] + 1) / 2, (image_size, image_size), mode="bilinear", antialias=True
     )  # (B, 1, H, W) in [0, 1]
-    middle, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
+    place = {"device": windows.device}
+    middle, scale = (torch.tensor(x, **place).view(1, 3, 1, 1) for x in (mean, std))
     return (square - middle) / scale
 
 
@@ -97,6 +98,7 @@ test_eq(pixels.shape, (2, 3, 16, 16))
 test_close(pixels[:, :, :, 1:-1], torch.full((2, 3, 16, 14), -0.5), eps=0.1)
 test_close(to_pixels(torch.full((1, 8, 8), -1.0), 8, mean=(0.4,) * 3, std=(0.2,) * 3), -2.0)
 test_eq(to_pixels(clicks, 0)[:, 0], clicks)
+test_eq(to_pixels(clicks.to("meta"), 16).device.type, "meta")  # as on a GPU
 
 
 # %% [markdown]
@@ -391,8 +393,8 @@ assert data[4][0].equal(data[4][0]) and not data[4][0].equal(data[4 + len(data)]
 # ## The order is an argument too
 #
 # The sampler shuffles with a generator made from the seed and the epoch, and counts epochs
-# itself. Setting `epoch` is all that going on after a break needs. With `views` the windows come
-# round again while the order stays new: what section 11 caches is looked up by key.
+# itself, so the windows of any epoch can be had again. With `views` the windows come round again
+# while the order stays new: what section 11 caches is looked up by key.
 
 
 # %%

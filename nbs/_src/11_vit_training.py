@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from joblib import delayed
+from torch import nn
 
 from musemo.config import Config
 from musemo.core import MusemoError, pick_device, pick_precision
@@ -77,7 +78,7 @@ from musemo.core import (
     seed_for,
 )
 from musemo.dataset import WindowDataset, make_loader, read_datasets
-from musemo.processes import deal, open_accelerator, sum_gradients, work_together
+from musemo.processes import DealtDropout, deal, open_accelerator, sum_gradients, work_together
 from musemo.memory import with_half_batch
 from musemo.small_training import gain_over_songs, train_small
 from musemo.tracking import track
@@ -208,7 +209,8 @@ test_close([group["lr"] for group in optimizer.param_groups], [1e-6, 1e-6], eps=
 # Where a machine has several GPUs, each gets a process of its own (`training.processes`), and the
 # result is the single process's. A notebook cannot split in two, for its CUDA is in use: joblib
 # starts fresh processes and sends them the work, with the notebook's own functions where they are
-# in no package, and accelerate joins them.
+# in no package, and accelerate joins them. Where that fails and nobody has asked for a number of
+# processes, one trains, and the page says so.
 #
 # Across machines accelerate starts them itself, `accelerate launch -m musemo train RUN`. On one
 # machine `--multi_gpu --num_processes 2` is its name for several, with GPUs or without; left out on
@@ -224,6 +226,8 @@ def open_accelerator(config: Config) -> Accelerator:
     on_cpu = pick_device(config.device).type == "cpu"
     device = PartialState(cpu=on_cpu).device
     precision = _precisions[pick_precision(device, config.precision)]
+    if on_cpu and precision == "fp16":  # accelerate would train in float32 and not say so
+        raise MusemoError("precision = 'float16' on cpu: needs a GPU; set precision=float32")
     launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ)
     if launched and PartialState().num_processes == 1 and "WORLD_SIZE" not in os.environ:
         raise MusemoError(
@@ -279,7 +283,15 @@ def work_together(work: Callable[[], Any], config: Config) -> Any:
     for place in places[1:]:
         place["MUSEMO_QUIET"] = "1"  # one bar is enough
     jobs = (delayed(_join)(work, place) for place in places)
-    return run_jobs(jobs, workers=count, desc=f"training in {count} processes", total=count)[0]
+    try:
+        return run_jobs(jobs, workers=count, desc=f"training in {count} processes", total=count)[0]
+    except MusemoError:
+        raise
+    except Exception as error:  # each way to start and to join processes raises its own
+        if config.training.processes:  # so many were asked for
+            raise
+        print(f"WARNING: {count} processes do not train together here ({error}): one does")
+        return work()
 
 
 # %%
@@ -292,7 +304,8 @@ test_eq((place_of(), work_together(place_of, two)), ("alone", "0"))
 
 
 # %% [markdown]
-# Each process loads the whole batch and computes every second row of it. A mean over processes
+# Each process loads the whole batch and computes every second row of it; dropout's mask is drawn
+# for the whole batch, too, by all processes alike. A mean over processes
 # would be wrong where a batch is uneven: so each weighs its loss by its share of the rows, and
 # gradients are summed. A process without a row computes the first one, for nothing: the others
 # wait for its sum.
@@ -308,6 +321,19 @@ def deal(
     own = slice(accelerator.process_index, rows, accelerator.num_processes)
     count = len(range(rows)[own])
     return (own, count / rows) if count else (slice(1), 0.0)
+
+
+class DealtDropout(nn.Dropout):
+    "Dropout of a batch that is dealt out: its mask is drawn whole, and a process takes its rows."
+
+    dealt: tuple[int, slice] | None = None  # rows of the batch, and this process's
+
+    def forward(self, own: torch.Tensor) -> torch.Tensor:  # (rows of this process, D)
+        "Drop what a single process would."
+        if not self.training or not self.dealt:
+            return super().forward(own)
+        rows, mine = self.dealt
+        return own * super().forward(own.new_ones(rows, own.shape[1]))[mine]
 
 
 def sum_gradients(weights: Iterable[torch.Tensor], accelerator: Accelerator) -> None:
@@ -332,6 +358,16 @@ class Place:
     def __init__(self, process_index, num_processes=2):
         self.process_index, self.num_processes = process_index, num_processes
 
+
+whole, places = torch.ones(5, 4), [deal(5, Place(i))[0] for i in (0, 1)]
+torch.manual_seed(0)
+single, parts = nn.Dropout(0.5)(whole), []
+for own in places:
+    torch.manual_seed(0)
+    dropout = DealtDropout(0.5)
+    dropout.dealt = len(whole), own
+    parts.append(dropout(whole[own]))
+test_eq([part.equal(single[own]) for own, part in zip(places, parts, strict=True)], [True, True])
 
 line, numbers = torch.ones(1, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
 parts = [deal(5, Place(i)) for i in (0, 1)]
@@ -420,7 +456,7 @@ class CutViT(nn.Module):
     def __init__(self, model: EmotionViT):
         super().__init__()
         blocks, self.frozen = vit_blocks(model.backbone), frozen_blocks(model)
-        self.model, self.head = model, model.head
+        self.model, self.head, self.dropout = model, model.head, model.dropout
         self.lower = nn.ModuleList([model.backbone.embeddings, *blocks[: self.frozen]])
         self.upper = nn.ModuleList([*blocks[self.frozen :], model.backbone.layernorm])
         self.train(model.training)
@@ -757,6 +793,7 @@ def train_epoch(
                 pixels = model.bring_to_cut(pixels.to(device))
             pixels, labels = mix(pixels, labels.to(device))
         own, share = deal(len(labels), accelerator)
+        model.dropout.dealt = len(labels), own
         with accelerator.autocast():
             predicted = model(pixels[own].to(device, non_blocking=True))
         loss = share * loss_function(predicted, labels[own].to(device, non_blocking=True))
@@ -797,7 +834,7 @@ def judge_epoch(
     device = accelerator.device
     loss = loss_function(predicted.to(device), rated.to(device)).item()
     if not np.isfinite(loss):
-        raise MusemoError(f"vit training: validation loss = {loss}; set precision=float32")
+        raise MusemoError(f"vit training: validation loss = {loss}; lower training.learning_rate")
     valence, arousal = (predicted - rated).abs().mean(dim=0).tolist()
     return {"val_loss": loss, "val_mae_valence": valence, "val_mae_arousal": arousal}
 
@@ -822,8 +859,7 @@ def train_vit(
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:  # a row an epoch; the best epoch's weights
     "Train by the schedule; raises MusemoError where a loss is no number."
     settings, accelerator = config.training, open_accelerator(config)
-    if accelerator.process_index:  # the same weights in all, but dropout is each one's own
-        seed_everything(seed_for(config.seed, "dropout", accelerator.process_index))
+    model.dropout = DealtDropout(model.dropout.p)
     loss_function = WeightedEmotionLoss(settings.valence_weight, settings.arousal_weight)
     loss_function.to(accelerator.device)
     phases = {first: rest for first, *rest in schedule_phases(settings)}
@@ -885,7 +921,7 @@ best = min(history, key=lambda row: row["val_loss"])
 assert best["val_loss"] < 0.5 * history[0]["val_loss"]
 model.load_state_dict(best_state)
 answers = torch.from_numpy(predict_songs(model, made))
-test_close(float(loss_function(answers, labels)), best["val_loss"], eps=1e-6)
+test_close(float(loss_function(answers, labels)), best["val_loss"], eps=1e-5)
 
 # %% [markdown]
 # The same schedule with nothing cached asks the frozen part in every epoch, and ends at the same
@@ -980,9 +1016,9 @@ class Pretext(nn.Module):
         self.patch = nn.Linear(width, bands * self.frames)
         self.statistics = nn.Linear(3 * width, 3 * bands // 2)
         told = band_statistics(sample)  # sets the scale of both errors
-        self.register_buffer("variance", sample.var())
+        self.register_buffer("variance", sample.var().clamp(min=1e-6))
         self.register_buffer("centre", told.mean(0))
-        self.register_buffer("spread", told.std(0).clamp(min=1e-4))
+        self.register_buffer("spread", told.std(0, correction=0).clamp(min=1e-4))
 
     def forward(
         self,
@@ -1048,7 +1084,10 @@ def warm_up(
         task.parameters(), small.learning_rate, betas=(0.9, 0.95), weight_decay=small.weight_decay
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        adam, small.learning_rate, total_steps=small.steps, pct_start=small.warm_up
+        adam,
+        small.learning_rate,
+        total_steps=small.steps,
+        pct_start=small.warm_up + 1e-9,  # of exactly one step torch would divide by zero
     )
     rows, batches = [], (x for _ in range(small.steps) for x, *_ in loader)
     for step in progress(range(small.steps), desc=f"warm-up, {small.steps} steps"):
@@ -1086,6 +1125,7 @@ quick = {"small.steps": 150, "small.learning_rate": 5e-3, "audio.n_mels": 32}
 brief = make_config("smoke", quick)
 errors = warm_up(little, sounds, brief, seed=0)
 test_eq(len(errors), 150)
+test_eq(len(warm_up(little, sounds, make_config("smoke", quick | {"small.steps": 10}), seed=0)), 10)
 assert np.mean([row["patches"] for row in errors[-10:]]) < 0.5
 silent = DataLoader(TensorDataset(made.tensors[0] * torch.nan, torch.zeros(32)), batch_size=16)
 test_fail(lambda: warm_up(little, silent, brief, seed=0), contains="loss = nan at step 1")
@@ -1123,7 +1163,8 @@ def fit_line(
     weights: np.ndarray,  # (N,)
 ) -> None:
     "Fit the model's line to described songs, in closed form."
-    own = weights == weights.max()  # the scale is that of real songs
+    own = weights == 1  # the scale is that of real songs, where there are some
+    own |= not own.any()
     centre, spread = features[own].mean(0), features[own].std(0)
     spread = np.where(spread > 1e-6, spread, np.inf)  # what never varies says nothing
     ridge = ridge_regression()

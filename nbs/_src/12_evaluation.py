@@ -2394,6 +2394,7 @@ from musemo.hearing import Heard, Song, cover_song, hear, look_ahead, torch_thre
 from musemo.model_card import gather_facts, write_card
 from musemo.presets import read_config
 from musemo.vit import rename_weights, revive_vit
+from musemo.weights import HUB_ERRORS
 
 # %%
 #| export prediction
@@ -2418,7 +2419,7 @@ class SharedModel(PyTorchModelHubMixin):
             return super().from_pretrained(str(name), **options)
         except MusemoError as error:
             raise MusemoError(f"{name}: {error}") from error
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except (*HUB_ERRORS, TypeError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             where = "cannot be opened" if Path(name).is_dir() else "is no folder, nor on the hub"
             raise MusemoError(
@@ -2711,9 +2712,12 @@ def push_model(model: EmotionModel, name: str) -> str:  # the address of what wa
     "Share a model on the hub; raises MusemoError where the hub does not take it."
     try:
         return str(model.push_to_hub(name))
-    except (OSError, ValueError) as error:
+    except HUB_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MusemoError(f"{name}: the hub does not take it ({reason}); hf auth login") from error
+        raise MusemoError(
+            f"{name}: the hub does not take it ({reason}); log in with hf auth login, and export "
+            "once more, to a new folder"
+        ) from error
 
 
 # %%
@@ -2754,6 +2758,7 @@ function render({ model, el }) {
     }
   }
   Object.assign(input, { type: "file", accept: "audio/*" });
+  input.addEventListener("click", () => { input.value = ""; });  // the same file once more, too
   input.addEventListener("change", () => take(input.files[0]));
   zone.addEventListener("dragover", (event) => event.preventDefault());
   zone.addEventListener("drop", (event) => {
@@ -2802,8 +2807,8 @@ test_eq(taken, [("1.mp3", b"a song"), ("2.mp3", b"another")])
 
 # %% [markdown]
 # The answer is its emotion, its curve, and around one moment what raised the answer, to see and
-# to hear. The moment is where the curve is highest, until another one is chosen: an hour is
-# explained as fast as a minute.
+# to hear (the seconds right around it). The moment is where the curve is highest, until another
+# one is chosen: an hour is explained as fast as a minute.
 
 # %%
 #| export drop_song
@@ -2822,7 +2827,6 @@ from musemo.core import MusemoError, subplots
 from musemo.drop_zone import open_drop_zone
 from musemo.explanation import keep_relevant, map_relevance, veil_irrelevant
 from musemo.hearing import Heard
-from musemo.listening import middle
 from musemo.prediction import EmotionModel
 from musemo.song_browser import plot_song
 from musemo.widgets import empty_picture, png_bytes, put_sound, silent_player
@@ -2837,7 +2841,7 @@ def explain_moment(
     axis: int,  # 0: valence, 1: arousal
     *,
     seconds: float,  # from the song's start
-) -> dict:  # begin, end in s; log_mel, relevance (M, T); waves (2, S): whole, what raised it alone
+) -> dict:  # begin, end, played (from, to) in s; log_mel, relevance (M, T); waves (2, S) of played
     "Explain a model's answer around one moment of a song."
     second, judge = config.audio.sample_rate / config.audio.hop, config.judgement
     width = max(model.window, int(config.inversion.page_seconds * second))
@@ -2848,15 +2852,19 @@ def explain_moment(
     windows = {"width": model.window, "image_size": model.image_size}
     windows["count"] = max(model.windows_per_song, math.ceil(frames / model.window))
     relevance = map_relevance(model.network, log_mel, axis, **windows)
-    cut, found = (
-        middle(x, config.audio, seconds=config.inversion.page_seconds) for x in (log_mel, relevance)
+    page = max(
+        int(config.inversion.page_seconds * second), config.audio.n_fft // config.audio.hop + 1
     )
+    middle = int((seconds - heard.start) * second) - start
+    first = int(np.clip(middle - page // 2, 0, max(frames - page, 0)))
+    cut, found = (x[:, first : first + page] for x in (log_mel, relevance))
     settings = {"share": judge.kept_share, "turned_down": judge.turned_down}
     both = np.stack([cut, keep_relevant(cut, found, config.audio, **settings)])
     waves = invert_log_mel(both, config, seed=config.seed)
     begin = heard.start + start / second
     told = {"begin": begin, "end": begin + frames / second, "log_mel": log_mel}
-    return told | {"relevance": relevance, "waves": [keep_from_clipping(x)[0] for x in waves]}
+    told["played"] = [begin + at / second for at in (first, first + cut.shape[1])]
+    return told | {"relevance": relevance, "waves": keep_from_clipping(waves)[0]}
 
 
 # %%
@@ -2868,6 +2876,13 @@ for seconds in (0, 8, 99):
     test_close(moment["end"] - moment["begin"], small.inversion.page_seconds, eps=0.05)
     assert moment["begin"] >= heard.start and moment["end"] <= heard.start + heard.seconds + 0.1
     test_eq([len(x) for x in moment["waves"]], [len(moment["waves"][0])] * 2)
+brief = small.model_copy(
+    update={"inversion": small.inversion.model_copy(update={"page_seconds": 0.5})}
+)
+for seconds in (1, 2):  # what is played lies around the moment, within what is shown
+    moment = explain_moment(model, heard, brief, 1, seconds=heard.start + seconds)
+    test_close(np.mean(moment["played"]), heard.start + seconds, eps=0.1)
+    test_close(np.diff(moment["played"])[0], 0.5, eps=0.1)
 
 
 # %%
@@ -2897,7 +2912,7 @@ class SongDrop:
         }
         self.moment = ipywidgets.FloatSlider(description="around (s)", **slow)
         self.told, self.line, self.picture = ipywidgets.HTML(), empty_picture(), empty_picture()
-        self.sounds = [silent_player(), silent_player()]
+        self.sounds, self.played = [silent_player(), silent_player()], ipywidgets.HTML()
         self.answer = ipywidgets.VBox(self._rows(), layout={"display": "none"})
         wrap = {"flex_flow": "row wrap"}
         top = ipywidgets.HBox([open_drop_zone(self.take), self.songs], layout=wrap)
@@ -2925,6 +2940,7 @@ class SongDrop:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, Path(name).name)
             path.write_bytes(content)
+            self.songs.value = ""  # what was chosen before can be chosen again
             self.show(path)
 
     def peak(self) -> None:
@@ -2953,6 +2969,7 @@ class SongDrop:
         panel.images[0].set_extent((told["begin"], told["end"], *panel.get_ylim()))
         veil_irrelevant(panel, told["relevance"])
         self.picture.value = png_bytes(figure)
+        self.played.value = "{:.1f} to {:.1f} s, as the model hears it".format(*told["played"])
         for sound, wave in zip(self.sounds, told["waves"], strict=True):
             put_sound(sound, wave, self.config.audio.sample_rate, play=False)
 
@@ -2963,9 +2980,9 @@ class SongDrop:
         "Lay out the answer."
         judge, wrap = self.config.judgement, {"flex_flow": "row wrap"}
         words = f"most relevant {judge.kept_share:.0%}, the rest {judge.turned_down:g} dB lower"
-        titles = ("its sound as the model hears it", f"what raised it: the {words}")
+        titles = (self.played, ipywidgets.HTML(f"what raised it: the {words}"))
         pairs = zip(titles, self.sounds, strict=True)
-        players = [ipywidgets.VBox([ipywidgets.HTML(title), x]) for title, x in pairs]
+        players = [ipywidgets.VBox([*pair]) for pair in pairs]
         choice = ipywidgets.HBox([self.axis, self.moment], layout=wrap)
         return [self.line, choice, self.picture, ipywidgets.HBox(players, layout=wrap)]
 
@@ -3098,7 +3115,9 @@ said, curve = asked.predict(path), asked.curve(path)
 figure, axes = subplots(size=(9, 2.8))
 plot_curve(axes, curve, title=f"song {chosen}: nearest emotion {said['emotion']}")
 wave = decode(path, config.audio)[: int(config.inversion.page_seconds * config.audio.sample_rate)]
-told = f"its beginning: valence {said['valence']:+.2f}, arousal {said['arousal']:+.2f}"
+told = (
+    f"its beginning; the whole song: valence {said['valence']:+.2f}, arousal {said['arousal']:+.2f}"
+)
 display(emotions_table([path], [said]))
 display(player(wave, config.audio.sample_rate, label=f"song {chosen}, {told}"))
 
@@ -3119,7 +3138,8 @@ else:
 # %% [markdown]
 # The songs that went most wrong, on the 1-9 scale that people know. Listening to them says more
 # than a mean: often they are quiet but tense, or loud but at ease. The players have the sound
-# that the model heard: the spectrogram, turned back.
+# that the model heard, the spectrogram turned back: of a longer song the middle 8 s
+# (`inversion.page_seconds`).
 
 # %%
 order = np.argsort(-np.hypot(*(predicted - rated).T))
@@ -3161,8 +3181,8 @@ print(say_deletion(explained))
 
 # %% [markdown]
 # The test song that the model finds most aroused, and what raised its answers: what is veiled did
-# not. Below, as it was and with all but the most relevant fifth of its time, for arousal, turned
-# down.
+# not. Below, the middle of it (`inversion.page_seconds`) as it was, and with all but the most
+# relevant fifth of its time, for arousal, turned down.
 
 # %%
 i = int(predicted[:, 1].argmax())
@@ -3190,11 +3210,10 @@ left = keep_relevant(
 )
 waves = invert_log_mel(np.stack([np.float32(cut), left]), config, seed=config.seed)
 words = (
-    "whole",
+    "as it was",
     f"its most relevant {judge.kept_share:.0%}, the rest {judge.turned_down:g} dB lower",
 )
-for wave, label in zip(waves, words, strict=True):
-    wave, _ = keep_from_clipping(wave)
+for wave, label in zip(keep_from_clipping(waves)[0], words, strict=True):
     display(
         player(wave, config.audio.sample_rate, label=f"Song {test_songs['song_id'][i]}, {label}")
     )

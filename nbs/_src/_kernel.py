@@ -3,9 +3,9 @@
 #
 # Twelve sections in one notebook: DEAM's songs become log-mel spectrograms, a conditional GAN
 # learns to draw more of them, and a Vision Transformer predicts valence and arousal. Every figure
-# stands beside a floor and a ceiling. Attach DEAM, choose a GPU, run all. Nothing is installed; the
-# ViT's weights come from the hub, or from a checkpoint attached as an input. The notebook is built
-# from the package's sources: change those, not this.
+# stands beside a floor and a ceiling. Attach DEAM, choose a GPU, run all; of two GPUs the predictor
+# trains on both. Nothing is installed; the ViT's weights come from the hub, or from a checkpoint
+# attached as an input. The notebook is built from the package's sources: change those, not this.
 #
 # The package's examples and tests are left out here; what a section does to the run is all there.
 
