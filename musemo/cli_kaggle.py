@@ -82,7 +82,9 @@ def status(
     user: User,
     title: Title = TITLE,
     wait: Annotated[bool, typer.Option("--wait", help="Ask until it ends.")] = False,
-    every: Annotated[float, typer.Option(min=0.01, help="Seconds between questions, with --wait.")] = 60,
+    every: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between questions, with --wait.")
+    ] = 60,
 ) -> None:
     """Say how the kernel stands; where it failed or was stopped, the exit code is 2.
 

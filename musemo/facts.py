@@ -75,7 +75,7 @@ def read_generators(run: Run, config: Config) -> dict:
     return {
         "best": quality["best"],
         "scores": dict(sorted(scores.items(), key=lambda item: -item[1]["score"])),
-        "noise": (quality["attempts"] or {}).get("noise in the bands' levels"),
+        "noise": quality.get("noise"),
         "real": quality["held_out"]["score"],
         "real_obedience": quality["held_out"]["obedience"],
         "words": [line for line in words if not line.startswith(_WARNING)],

@@ -20,14 +20,14 @@ from .memory import with_half_batch
 # Settings of gan and flow that only drawing depends on.
 DRAWING = {"samples", "draw_steps", "crowding", "guidance", "guidance_until"}
 
-# %% ../nbs/05_gan_training.ipynb #33fa0f16
+# %% ../nbs/05_gan_training.ipynb #e2a79196
 FITTED = (".safetensors", "_samples.npy", "_samples.csv", "_times.json", "_history.json")
 
 
 def drawing_settings(config: Config, name: str) -> dict[str, object]:  # dotted field -> value
     "List the settings that samples depend on, and weights do not."
     own = DRAWING if name == "flow" else set()
-    parts = {"gan": {"samples"}, "flow": own, "synthesis": {"jitter"}}
+    parts = {"gan": {"samples"}, "flow": own}
     values = config.model_dump(mode="json", include=parts)
     return {f"{part}.{k}": v for part, x in values.items() for k, v in x.items()}
 
@@ -48,7 +48,7 @@ def draw_samples(
     windows = generate(generator, asked, seeds=seeds, **options)
     return pd.DataFrame(asked, columns=["valence", "arousal"]), windows
 
-# %% ../nbs/05_gan_training.ipynb #89fbaa23
+# %% ../nbs/05_gan_training.ipynb #85e2b4be
 def load_fitted(
     run: Run,
     config: Config,
@@ -68,7 +68,9 @@ def load_fitted(
         begun = time.perf_counter()
         asked, windows = with_half_batch(draw, config, "gan")
         seconds = (time.perf_counter() - begun) / len(windows)
-        history["drawing"], times = drawing, run.load(f"{name}_times.json") | {"drawing": seconds}
+        times = run.load(f"{name}_times.json") | {"drawing": seconds}
+        run.save(f"{name}_history.json", history | {"drawing": None})  # none, until all are written
+        history["drawing"] = drawing
         save_samples(run, name, asked, windows, times, history)
     return history, run.load(f"{name}_samples.csv"), run.load(f"{name}_samples.npy")
 

@@ -107,7 +107,7 @@ def choose_embedding(run: Run, config: Config) -> Callable:  # (n, M, T) -> (n, 
 
     return audio_embedding(config.quality.embedding, to_wave, sample_rate=rate, device=device)
 
-# %% ../nbs/06_gan_quality.ipynb #8009c0df
+# %% ../nbs/06_gan_quality.ipynb #19815fd8
 @dataclass(frozen=True)
 class Compared:
     "What the stage compared, for the page to show."
@@ -137,6 +137,7 @@ _quality_units = {
     "copying": "median distance to the nearest training window, whitened features",
     "copied": "share of windows nearer than quality.copied_below of held-out ones' median",
     "nearest_songs": "song_id of the training window nearest to each window",
+    "noise": "points that noise in the bands' levels gets",
     "attempts": "points that each attempt to fool the judge gets; null: not tried",
     "windows": "count; songs: count, held out",
     "families": "in the name of each row; ratios: x real held-out; Frechet: x training songs'",
@@ -184,8 +185,8 @@ def judge_each(
     records["real"] |= endless_distances(drawn, real, songs, train, config)
     return records, rows
 
-# %% ../nbs/06_gan_quality.ipynb #21dcb9e9
-MOST_NEAR = 6000  # training windows, in all, among which copies are looked for
+# %% ../nbs/06_gan_quality.ipynb #a79a9b23
+MOST_NEAR = 6000  # training windows among which copies are looked for; but ten of each song
 
 
 def judge_generators(
@@ -206,9 +207,10 @@ def judge_generators(
     chosen, split = choose_generator(run, config, samples, judge)
     samples = {name: samples[name] for name in chosen}  # the best first
     slow = embed is None and named not in ("statistics", "vit")  # sound is made of each window
-    many = max(10, MOST_NEAR // len(np.unique(train[1])))
-    others = train if slow else real_windows(run, config, "train", most=many)
-    near = judge.train if slow else judge.describe(*others)
+    many, others, near = MOST_NEAR // len(np.unique(train[1])), train, judge.train
+    if many > 10 and not slow:
+        others = real_windows(run, config, "train", most=many)
+        near = judge.describe(*others)
     records, rows = judge_each(judge, samples, (known, held[0]), near, config)
     real = records.pop("real")
     for name, score in chosen.items():
@@ -220,7 +222,8 @@ def judge_generators(
     if embed:
         quality["embedding"] = getattr(embed, "__name__", type(embed).__name__)
     quality |= {"generators": records, "windows": n, "songs": len(np.unique(held[1]))}
-    quality |= {"held_out": real, "attempts": attempts}
+    noise = judge.score_described(judge.not_music[0].take(np.arange(n)))
+    quality |= {"held_out": real, "noise": noise, "attempts": attempts}
     quality |= family_record(generated, held[0], known, config) | {"units": _quality_units}
     run.save("gan_quality.json", quality)
     return Compared(quality, generated, held[0], others[0][rows[best]], read_times(run, [*chosen]))

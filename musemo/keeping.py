@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import xxhash
 from filelock import FileLock, Timeout
@@ -44,6 +45,23 @@ def claim(run: Run) -> Iterator[None]:
         lock.release()
 
 
+_KIND = "xxh3:"  # so that marks of another kind, of an earlier version, are told from these
+
+
+def _mark_artifact(path: Path) -> str:
+    return _KIND + mark_file(path)
+
+
+def _differs(former: str, mark: str) -> bool:
+    "Say whether content has changed; a mark of another kind does not tell."
+    return former.startswith(_KIND) and former != mark
+
+
+def data_changed(record: dict, mark: str) -> bool:
+    "Say whether a run was made from other tables or sound than `mark_data` found now."
+    return _differs(record.get("data", mark), mark)
+
+
 def mark_data(config: Config) -> str:
     "Name the content of all tables and sound files that a run reads, or tries to."
     sources, (*_, files) = find_data(config), list_songs(config)
@@ -52,7 +70,7 @@ def mark_data(config: Config) -> str:
     for path in sorted(named):
         content = mark_file(path) if os.access(path, os.R_OK) else "unreadable"
         whole.update(f"{path.name}:{content}\n".encode())
-    return whole.hexdigest()
+    return _KIND + whole.hexdigest()
 
 
 def is_timing(name: str) -> bool:
@@ -63,15 +81,21 @@ def is_timing(name: str) -> bool:
 def find_broken(run: Run, record: dict, names: Iterable[str]) -> list[str]:
     "Name the artifacts that are there and are not what the run wrote."
     marks = record["artifacts"]
-    return [x for x in names if x in marks and run.has(x) and mark_file(run.path(x)) != marks[x]]
+    return [
+        x
+        for x in names
+        if x in marks and run.has(x) and _differs(marks[x], _mark_artifact(run.path(x)))
+    ]
 
 
 def note_artifacts(run: Run, record: dict, names: Iterable[str]) -> bool:  # are they as before?
     "Note the content of a section's artifacts; say whether a former run of it left the same."
-    fresh = {name: mark_file(run.path(name)) for name in names}
+    fresh = {name: _mark_artifact(run.path(name)) for name in names}
     former = record["artifacts"]
-    same = all(
-        former.get(name, mark) == mark for name, mark in fresh.items() if not is_timing(name)
+    same = not any(
+        _differs(former.get(name, mark), mark)
+        for name, mark in fresh.items()
+        if not is_timing(name)
     )
     record["artifacts"] = former | fresh
     return same

@@ -266,7 +266,7 @@ def describe_order(table: pd.DataFrame) -> str:  # of emotion_table
     calm = ", ".join(asked.sort_values().index).replace("_", " ")
     return f"From calm to aroused, asked is {calm}; drawn is {', and '.join(said)}."
 
-# %% ../nbs/08_audio.ipynb #c0a0e3e8
+# %% ../nbs/08_audio.ipynb #2ba256f4
 def render_generators(
     run: Run,
     config: Config,
@@ -285,6 +285,8 @@ def render_generators(
         whose += [(mood, "real", f"real song {song.song_id}", song.valence, song.arousal)]
         log_mel += [*(x[row].astype(np.float32) for x, _ in drawn.values()), window]
     waves = invert_log_mel(np.stack(log_mel), config, seed=seed, device=device)
+    for old in run.folder.glob("audio/generators/*.wav"):  # of generators that are left out now
+        old.unlink()
     names = [f"audio/generators/{mood}_{name}.wav" for mood, name, *_ in whose]
     saved, pairs, record = save_waves(run, config, dict(zip(names, waves, strict=True))), [], []
     for file, (mood, name, title, v, a), one in zip(names, whose, log_mel, strict=True):

@@ -13,6 +13,7 @@ from musemo.keeping import (
     claim,
     match_artifacts,
     find_broken,
+    data_changed,
     mark_data,
     note_artifacts,
 )
@@ -54,8 +55,8 @@ _MATTERS_FROM = {
 def _matters_from(name: str, config: Config) -> int:
     part, ears = name.partition(".")[0], config.quality.embedding
     first = _MATTERS_FROM.get(name, _MATTERS_FROM.get(part, 1))
-    heard = {"statistics": (), "vit": ("vit", "dataset")}.get(ears, ("inversion",))
-    return min(first, _MATTERS_FROM["quality"]) if part in heard else first
+    heard = part == "inversion" and ears not in ("statistics", "vit")  # an audio model judges sound
+    return min(first, _MATTERS_FROM["quality"]) if heard else first
 
 
 def what_changed(run: Run, config: Config) -> tuple[int, list[str]]:
@@ -82,7 +83,7 @@ def check_before(run: Run, record: dict, number: int, asked: str) -> None:
 def forget_stale(run: Run, config: Config, record: dict) -> None:
     "Forget the sections that changed data or a damaged artifact call for, and say so."
     mark, data = mark_data(config), SECTIONS[2]
-    if record.get("data", mark) != mark:
+    if data_changed(record, mark):
         log.warning("%s: tables or sound changed; section 3 is made again", config.data.path)
         forget(record, data.name)
         for name in data.artifacts(config):

@@ -111,7 +111,7 @@ def family_record(
     families = {name: describe_families(x, held, config.audio) for name, x in sets.items()}
     return {"families": families, "ratios": ratio_to_real(families)}
 
-# %% ../nbs/06_gan_quality.ipynb #199347f7
+# %% ../nbs/06_gan_quality.ipynb #4202ba6e
 def explain_quality(quality: dict) -> str:
     "Say in words what was compared, how far that carries, and who copies."
     few = " So few songs say little: a generator that repeats a few windows covers them all."
@@ -127,6 +127,8 @@ def explain_quality(quality: dict) -> str:
         + ", ".join(f"{k} r = {v:.2f}" for k, v in allowed.items())
         + "."
         if "obedience" in quality["components"]
+        else "Obedience does not count: chance reaches as much as held-out songs surely do."
+        if allowed
         else "Obedience does not count: held-out songs show no sure correlation themselves.",
     ]
     if left := [name for name in quality["beside"] if name in SCORE_PARTS and name != "obedience"]:

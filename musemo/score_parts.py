@@ -6,7 +6,7 @@ __all__ = ['SCORE_PARTS', 'LOWEST_PART', 'tells', 'place_part', 'join_parts']
 # %% ../nbs/06_gan_quality.ipynb #3803a1ff
 import numpy as np
 
-# %% ../nbs/06_gan_quality.ipynb #d1f3a6b7
+# %% ../nbs/06_gan_quality.ipynb #ab86b403
 SCORE_PARTS = {  # name: (family, weight); the weights add up to 1
     "patch_frechet": ("texture", 0.02),
     "texture_kernel": ("texture", 0.07),
@@ -31,7 +31,7 @@ def tells(
     ceiling: float,
 ) -> bool:
     "Say whether a measure tells real songs from what is no music."
-    return ceiling > floor if SCORE_PARTS[name][0] in ("variety", "obedience") else floor > 0
+    return ceiling > floor if SCORE_PARTS[name][0] in ("variety", "obedience") else ceiling < floor
 
 
 def place_part(
@@ -51,6 +51,8 @@ def place_part(
 
 
 def join_parts(parts: dict) -> float:
-    "Join placed parts into the score: 100 times their weighted geometric mean."
+    "Join placed parts into the score: 100 times their weighted geometric mean; 0 without any."
+    if not parts:  # of so few songs nothing can be told
+        return 0.0
     weights = np.array([SCORE_PARTS[name][1] for name in parts])  # one that cannot tell is missing
     return float(100 * np.exp(weights @ np.log(list(parts.values())) / weights.sum()))

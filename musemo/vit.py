@@ -155,7 +155,7 @@ def build_vit(
     mean, std = read_normalisation(folder)
     return EmotionViT(read_backbone(folder), dropout=dropout, mean=mean, std=std, source=source)
 
-# %% ../nbs/10_vit.ipynb #e78aec40
+# %% ../nbs/10_vit.ipynb #c42b9e6b
 def describe_vit(model: EmotionViT) -> dict:  # for a .json file
     "Describe a model, so that `revive_vit` can build it again around its weights."
     backbone = model.backbone.config.to_diff_dict()
@@ -190,7 +190,7 @@ def rename_weights(
     for name, weight in state.items():
         for before, after in pairs:
             name = name.replace(before, after)
-        renamed[name] = weight
+        renamed[name.replace("classes", "chroma_bank")] = weight  # as musemo named it first
     return renamed
 
 

@@ -55,7 +55,7 @@ def find_kaggle_weights(
         print(f"vit.weights = {name!r}: taken from what is attached, {found[0].relative_to(root)}")
     return found[0] if found else None
 
-# %% ../nbs/02_config.ipynb #53370e67
+# %% ../nbs/02_config.ipynb #db8a9cce
 def locate_weights(
     name: str,  # local folder or hub name
     kaggle: str | Path = "/kaggle/input",
@@ -71,7 +71,7 @@ def locate_weights(
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
     except HUB_ERRORS as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(
             f"vit.weights = {name!r}: cannot be had ({reason}); {WAYS_OUT}"
         ) from error

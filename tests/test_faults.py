@@ -17,7 +17,7 @@ import soundfile
 from musemo.core import MusemoError, Run
 from musemo.data import extract_log_mels
 from musemo.jobs import run_jobs
-from musemo.keeping import claim
+from musemo.keeping import claim, data_changed, find_broken, note_artifacts
 from musemo.pipeline import rerun, run_suite, what_changed
 from musemo.presets import make_config, read_config, save_config
 from musemo.protocol import working_folds
@@ -314,6 +314,20 @@ def test_an_error_of_a_job_is_not_taken_for_one_of_its_backend():
         jobs = [delayed(open)("/no/such/file")]
         with pytest.raises(FileNotFoundError):
             run_jobs(jobs, workers=1, desc="decoding", total=1, backend=backend)
+
+
+def test_marks_of_an_earlier_version_say_nothing(tmp_path):
+    run = Run(tmp_path)
+    run.save("x.json", {"units": {}})
+    record = {"artifacts": {"x.json": "0123456789abcdef"}, "data": "0123456789abcdef"}
+    assert find_broken(run, record, ["x.json"]) == []
+    assert not data_changed(record, "xxh3:1") and note_artifacts(run, record, ["x.json"])
+    assert record["artifacts"]["x.json"].startswith("xxh3:")
+    run.save("x.json", {"units": {"y": "s"}})
+    assert find_broken(run, record, ["x.json"]) == ["x.json"]
+    assert not note_artifacts(run, record, ["x.json"]) and data_changed(
+        {"data": "xxh3:2"}, "xxh3:1"
+    )
 
 
 @pytest.mark.parametrize("record", [{"sections": None}, {"memory": 3}, {"sections": []}], ids=str)

@@ -456,8 +456,10 @@ def test_ten_songs_are_judged_and_the_page_says_how_little(tmp_path, parts):
     assert next(iter(quality)) == "score" and 0 <= quality["score"] <= 100
     assert quality["songs"] == parts[1] + parts[2]
     counted = set(quality["components"])
-    assert counted | {"distinct"} == set(SCORE_PARTS) - {"obedience"}  # too few songs
-    assert ("none: distinct" in explain_quality(quality)) == ("distinct" not in counted)
+    assert {"frechet", "kernel", "texture_kernel", "coverage"} <= counted <= set(SCORE_PARTS)
+    left = set(SCORE_PARTS) - counted - {"obedience"}  # of which so few songs say nothing
+    assert "obedience" not in counted and left == set(quality["beside"]) & set(SCORE_PARTS)
+    assert all(name in explain_quality(quality).partition("Left out")[2] for name in left)
     assert sum(x["weight"] for x in quality["components"].values()) == pytest.approx(1)
     assert quality["obedience"]["valence"] is None  # one condition for all
     assert quality["obedience_interval"]["valence"] is None

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from musemo.core import MusemoError
+from musemo.core import MusemoError, Run
 from musemo.drawing import build_generator, generate
 from musemo.fitted import FITTED, draw_samples
 from musemo.flow_training import FlowLearner, fit_flow
@@ -185,6 +185,25 @@ def test_a_cut_while_saving_is_not_taken_for_the_whole(tmp_path, monkeypatch, co
     monkeypatch.setattr(type(run), "save", save)
     fit_flow(run, small())  # the first one's files are no longer whole
     assert count_steps["flow"] == 15 and run.has(*("flow" + end for end in FITTED))
+
+
+def test_a_cut_while_drawing_anew_is_not_taken_for_the_whole(tmp_path, monkeypatch, count_steps):
+    run, save = write_run(tmp_path, 0.0), Run.save
+    fit_flow(run, small())
+    before = artifacts(run, "flow")
+
+    def cut(self, name, value):
+        if name == "flow_samples.csv":
+            raise Killed
+        return save(self, name, value)
+
+    monkeypatch.setattr(Run, "save", cut)
+    with pytest.raises(Killed):
+        fit_flow(run, small(**{"flow.guidance": 1.5}))
+    monkeypatch.setattr(Run, "save", save)
+    assert artifacts(run, "flow")["flow_samples.npy"] != before["flow_samples.npy"]
+    fit_flow(run, small())  # draws once more, and trains nothing
+    assert artifacts(run, "flow") == before and count_steps["flow"] == 5
 
 
 def test_time_of_all_sessions_counts(tmp_path, killed_after, monkeypatch):

@@ -1049,7 +1049,7 @@ def locate_weights(
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "model*.safetensors"])
     except HUB_ERRORS as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(
             f"vit.weights = {name!r}: cannot be had ({reason}); {WAYS_OUT}"
         ) from error

@@ -757,6 +757,8 @@ def render_generators(
         whose += [(mood, "real", f"real song {song.song_id}", song.valence, song.arousal)]
         log_mel += [*(x[row].astype(np.float32) for x, _ in drawn.values()), window]
     waves = invert_log_mel(np.stack(log_mel), config, seed=seed, device=device)
+    for old in run.folder.glob("audio/generators/*.wav"):  # of generators that are left out now
+        old.unlink()
     names = [f"audio/generators/{mood}_{name}.wav" for mood, name, *_ in whose]
     saved, pairs, record = save_waves(run, config, dict(zip(names, waves, strict=True))), [], []
     for file, (mood, name, title, v, a), one in zip(names, whose, log_mel, strict=True):

@@ -617,7 +617,7 @@ shown = {
     )[0][0],
 }
 changed, audio = np.stack([x.numpy() for x in shown.values()]), config.audio
-sounds = [keep_from_clipping(x)[0] for x in invert_log_mel(changed, config, seed=config.seed)]
+sounds, _ = keep_from_clipping(invert_log_mel(changed, config, seed=config.seed))
 lay_out(
     [
         card(title, spectrogram_png(x, audio), sound, audio, seconds=config.inversion.page_seconds)

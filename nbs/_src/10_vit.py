@@ -650,7 +650,7 @@ def rename_weights(
     for name, weight in state.items():
         for before, after in pairs:
             name = name.replace(before, after)
-        renamed[name] = weight
+        renamed[name.replace("classes", "chroma_bank")] = weight  # as musemo named it first
     return renamed
 
 

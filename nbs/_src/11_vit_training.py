@@ -285,9 +285,7 @@ def work_together(work: Callable[[], Any], config: Config) -> Any:
     jobs = (delayed(_join)(work, place) for place in places)
     try:
         return run_jobs(jobs, workers=count, desc=f"training in {count} processes", total=count)[0]
-    except MusemoError:
-        raise
-    except Exception as error:  # each way to start and to join processes raises its own
+    except Exception as error:  # what one process alone may well do: it takes half the batch, too
         if config.training.processes:  # so many were asked for
             raise
         print(f"WARNING: {count} processes do not train together here ({error}): one does")
