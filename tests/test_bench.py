@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.bench import bench
+from tests.bench.mutations import MUTATIONS
 from tests.bench.stages import Growth, Rule, Stage, absolute, judge, judge_growth
+from tests.conftest import ROOT
 
 STAGE = Stage(
     "made up",
@@ -115,3 +117,11 @@ def test_stages_that_need_clips_are_skipped_aloud(monkeypatch, tmp_path, capsys)
     start()
     assert "songs: skipped, no .mp3" in capsys.readouterr().out
     assert json.loads((tmp_path / "bench.json").read_text())["skipped"] == ["songs"]
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_line_to_be_broken_and_the_test_that_notices_are_there(name):
+    module, line, _, test = MUTATIONS[name]
+    file, _, function = test.partition("::")
+    assert (ROOT / f"musemo/{module}.py").read_text().count(line) == 1
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text()

@@ -22,9 +22,9 @@ MUTATIONS = {
         "test_data.py::test_exchanged_labels_and_spreads_are_exchanged_back_and_no_others",
     ),
     "split": (
-        "data",
-        'artist or f"\\0{i}"',
-        'f"\\0{i}"',
+        "splitting",
+        'artists.where(artists != "", "\\0" + contents)',
+        "contents",
         "test_data.py::test_an_artist_belongs_to_one_part",
     ),
     "CCC": (
@@ -59,8 +59,8 @@ MUTATIONS = {
     ),
     "cache key": (
         "data",
-        'b"log-mel 2" + audio.model_dump_json().encode()',
-        'b"log-mel 2"',
+        'b"log-mel 4" + audio.model_dump_json().encode()',
+        'b"log-mel 4"',
         "test_data.py::test_other_audio_settings_are_decoded_anew",
     ),
     "path check": (
