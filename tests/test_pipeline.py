@@ -197,7 +197,6 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         (["run", "--set", "generators=flow"], 'must be a list, as ["a", "b"] or [1, 2]'),
         (["run", "--set", "audio.hop=2048"], "hop <= n_fft / 2"),
         (["run", "--set", "training.unfreeze=[[0, 64]]"], "unfreeze must rise in epochs, from 1"),
-        (["run", "--set", "quality.embedding=vit"], "vit.safetensors is not there"),
         (["predict", "{text}", "--model", "{run}"], "cannot be read as sound"),
         (["predict", "{text}", "--model", "/no/such/run"], "is no folder"),
     ],
@@ -227,6 +226,13 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(small_config, tmp_pa
     assert result.returncode == 2 and "cannot write" in result.stderr
     result = musemo("demo", tmp_path / "file/music", "--songs", "12")
     assert result.returncode == 2 and "Traceback" not in result.stderr
+
+
+def test_a_judge_that_cannot_be_had_is_missed_before_the_first_section(tmp_path):
+    options = ["--preset", "smoke", "--set", "quality.embedding=vit", "--out", tmp_path / "out"]
+    result = musemo("run", *options)
+    assert result.returncode == 2 and "vit.safetensors is not there" in result.stderr
+    assert not (tmp_path / "out/songs.csv").exists()
 
 
 def test_prediction_of_a_song(smoke_run, small_config):
