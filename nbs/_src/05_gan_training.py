@@ -1382,11 +1382,11 @@ for name, table in rounds.items():
 
 # %%
 panels = [
-    ("Losses", "loss (nats)", ["generator_loss", "discriminator_loss"]),
-    ("Generator's loss over discriminator's", "ratio", ["loss_ratio"]),
-    ("Discriminator's accuracy", "share judged rightly", ["accuracy_fake", "accuracy_real"]),
-    ("Discriminator's steps", "steps in a round", ["discriminator_steps"]),
-    ("Gradients before clipping", "norm", ["generator_norm", "discriminator_norm"]),
+    ("losses", "nats", ["generator_loss", "discriminator_loss"]),
+    ("loss ratio", "generator / discriminator", ["loss_ratio"]),
+    ("accuracy", "share judged rightly", ["accuracy_fake", "accuracy_real"]),
+    ("steps", "of the discriminator, a round", ["discriminator_steps"]),
+    ("gradients", "norm before clipping", ["generator_norm", "discriminator_norm"]),
 ]
 figure, axes = subplots(max(1, len(steps)), 5, size=(2.9, 2.4), squeeze=False)
 doubled = {"gan": 2 * (1 + config.gan.swapped), "residual": 1 + config.gan.swapped}
@@ -1397,7 +1397,7 @@ for row, (kind, table) in zip(axes, rounds.items(), strict=False):
             mean = table[name].rolling(width, min_periods=1).mean()
             panel.plot(table[name], color=color, alpha=0.25, linewidth=0.7)
             panel.plot(mean, color=color, label=name.split("_")["accuracy" in name])
-        panel.set(title=f"{kind}: {title[0].lower()}{title[1:]}", xlabel="round", ylabel=unit)
+        panel.set(title=f"{kind}: {title}", xlabel="round", ylabel=unit)
         if len(names) > 1:
             panel.legend()
     for bound in (config.gan.weak_below, config.gan.strong_above):
