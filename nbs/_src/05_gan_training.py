@@ -1189,11 +1189,11 @@ def flow_rate(step: int, flow: FlowConfig) -> float:  # share of the learning ra
 
 
 # %%
-toy_flow_values = {"flow.channels": [32, 32, 32], "flow.steps": 60, "flow.warm_up": 5}
+toy_flow_values = {"flow.channels": [32, 32, 32], "flow.steps": 40, "flow.warm_up": 5}
 small = make_config("smoke", toy_flow_values)
 places = random_places(small.flow, 1000, torch.Generator())
 assert places.min() >= 0 and places.max() <= 1 and 0.5 < places.median() < 0.6
-rates = [flow_rate(step, small.flow) for step in range(60)]
+rates = [flow_rate(step, small.flow) for step in range(40)]
 test_eq((rates[0], rates.index(max(rates))), (0.2, 4))
 assert rates[-1] < 0.01
 

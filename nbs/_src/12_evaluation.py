@@ -1381,7 +1381,7 @@ def toy_model(steps=150, seed=0):
     model = EmotionViT(transformers.ViTModel(vit, add_pooling_layer=False), dropout=0.0)
     adam = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(steps):
-        windows, loud, _ = toy_windows(64, step)
+        windows, loud, _ = toy_windows(32, step)
         loss = ((model(windows) - loud[:, None]) ** 2).mean()
         adam.zero_grad()
         loss.backward()
