@@ -186,7 +186,7 @@ def train(
         keep(rows)
     return rows
 
-# %% ../nbs/05_gan_training.ipynb #6d5a22f9
+# %% ../nbs/05_gan_training.ipynb #9e30213c
 def training_songs(run: Run) -> Songs:
     "Read the training songs; raises MusemoError where a label is off the scale."
     table, log_mel = load_part(run, "train")
@@ -195,17 +195,20 @@ def training_songs(run: Run) -> Songs:
     return Songs(log_mel, table["frames"].to_numpy(), labels)
 
 
-def say_padding(songs: Songs, config: Config) -> str:
+def say_padding(
+    frames: np.ndarray,  # (N,) of the training songs
+    config: Config,
+) -> str:
     "Say where songs are much shorter than the window, so that silence is learnt; else nothing."
     width, audio = config.gan.frames, config.audio
-    silent = np.maximum(width - songs.frames, 0).mean() / width
+    silent = np.maximum(width - frames, 0).mean() / width
     if silent < 0.05:
         return ""
-    seconds = np.array([np.median(songs.frames), width]) * audio.hop / audio.sample_rate
+    seconds = np.array([np.median(frames), width]) * audio.hop / audio.sample_rate
     return (
         f"WARNING: {silent:.0%} of the training windows is silence behind songs that end early "
         f"(half are under {seconds[0]:.1f} s; gan.frames = {width} is {seconds[1]:.1f} s), and is "
-        f"learnt. Nine of ten songs fill gan.frames={int(np.quantile(songs.frames, 0.1))}."
+        f"learnt. Nine of ten songs fill gan.frames={int(np.quantile(frames, 0.1))}."
     )
 
 

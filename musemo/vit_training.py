@@ -88,7 +88,7 @@ def start_phase(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_rate)
 
-# %% ../nbs/11_vit_training.ipynb #34372b02
+# %% ../nbs/11_vit_training.ipynb #8b676f79
 def train_epoch(
     model: nn.Module,  # an EmotionViT, whole or cut; cut, where `mix` is given
     batches,  # of pixels (B, 3, H, W) or tokens at the cut, labels (B, 2), songs' places (B,)
@@ -127,6 +127,7 @@ def train_epoch(
         optimizer.step()
         cosine.step()
         total, seen = total + whole * len(labels), seen + len(labels)
+    model.dropout.dealt = None  # whoever trains the model on has batches of his own
     return total / seen
 
 # %% ../nbs/11_vit_training.ipynb #2d94b0bb

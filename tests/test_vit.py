@@ -274,6 +274,13 @@ def test_gradients_of_the_predictor_are_clipped():
     assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_a_trained_model_can_be_trained_on_with_other_batches(run):
+    config = config_of(training__epochs=1, vit__dropout=0.5)
+    model = build_vit(config)
+    train_vit(model, build_loaders(run, config), config)
+    assert model.train().answer(torch.ones(11, model.head.in_features)).shape == (11, 2)
+
+
 def test_the_stage_gives_the_same_bytes_twice_and_wraps_its_errors(run):
     config = config_of(training__epochs=2)
     fit_vit(run, config)

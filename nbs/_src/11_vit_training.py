@@ -804,6 +804,7 @@ def train_epoch(
         optimizer.step()
         cosine.step()
         total, seen = total + whole * len(labels), seen + len(labels)
+    model.dropout.dealt = None  # whoever trains the model on has batches of his own
     return total / seen
 
 
