@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['deal_songs', 'fit_levels', 'Songs', 'Learner', 'check_finite', 'train', 'training_songs', 'say_padding', 'training_identity', 'as_columns', 'fit_generator']
 
-# %% ../nbs/05_gan_training.ipynb #8da482a7
+# %% ../nbs/05_gan_training.ipynb #73bf3754
 import hashlib
 import time
 from collections.abc import Callable
@@ -26,7 +26,6 @@ from musemo.core import (
     pick_precision,
     progress,
     rng_for,
-    seed_everything,
     seed_for,
 )
 from .drawing import check_conditions, weight_settings
@@ -230,7 +229,7 @@ def as_columns(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     table = pd.DataFrame(rows, dtype=float).replace([np.inf, -np.inf], np.nan).round(6)
     return table.astype(object).where(table.notna(), None).to_dict("list")
 
-# %% ../nbs/05_gan_training.ipynb #d4c44586
+# %% ../nbs/05_gan_training.ipynb #b652046e
 def fit_generator(
     run: Run,
     config: Config,
@@ -245,7 +244,7 @@ def fit_generator(
         return fitted
 
     def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
-        seed_everything(seed_for(config.seed, name, "weights"))
+        torch.manual_seed(seed_for(config.seed, name, "weights"))
         learner = kind(config, songs, pick_device(config.device))
         # Half a batch is another training: its steps do not go on from those of a whole one.
         options = {"identity": f"{identity} x {learner.batch_size}", "every": config.checkpoint}

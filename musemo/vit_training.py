@@ -6,7 +6,7 @@
 __all__ = ['WeightedEmotionLoss', 'schedule_phases', 'start_phase', 'train_epoch', 'judge_epoch', 'train_vit', 'thaw_small',
            'train_model', 'fit_vit']
 
-# %% ../nbs/11_vit_training.ipynb #ceba1467
+# %% ../nbs/11_vit_training.ipynb #bf7678f0
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,6 @@ from musemo.core import (
     Run,
     progress,
     rng_for,
-    seed_everything,
     seed_for,
 )
 from .dataset import WindowDataset, make_loader, read_datasets
@@ -226,7 +225,7 @@ def thaw_small(
         model.load_state_dict(state)
     return record | {"epochs": epochs}
 
-# %% ../nbs/11_vit_training.ipynb #c6146346
+# %% ../nbs/11_vit_training.ipynb #5b77bf4b
 def train_model(
     data: dict[str, WindowDataset],  # train and, for the recipe spec or small.thaw, val
     config: Config,
@@ -248,7 +247,7 @@ def _train_once(
     data: dict[str, WindowDataset], config: Config, *, seed: int, folder: Path | None
 ) -> tuple[EmotionViT, dict]:
     accelerator = open_accelerator(config)
-    seed_everything(seed_for(seed, "vit"))
+    torch.manual_seed(seed_for(seed, "vit"))
     model = build_vit(config).to(accelerator.device)
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":

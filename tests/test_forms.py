@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT / "nbs"))
 
 # Who may import whom, in exported code.
 MAY_IMPORT = {
-    "core": set(),
+    "allocator": set(),
+    "core": {"allocator"},
     "environment": {"core"},
     "tracking": {"core"},
     "memory": {"core"},
@@ -115,6 +116,7 @@ BY_HAND = {
     *("records", "report", "pages", "facts", "index", "compare", "sections"),
 }
 SECOND = {
+    "allocator",
     "environment",
     "tracking",
     "memory",

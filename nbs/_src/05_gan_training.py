@@ -66,7 +66,6 @@ from musemo.core import (
     pick_precision,
     progress,
     rng_for,
-    seed_everything,
     seed_for,
 )
 from musemo.drawing import check_conditions, weight_settings
@@ -617,7 +616,7 @@ def fit_generator(
         return fitted
 
     def attempt(config: Config) -> tuple[Learner, Keeper, list[dict]]:
-        seed_everything(seed_for(config.seed, name, "weights"))
+        torch.manual_seed(seed_for(config.seed, name, "weights"))
         learner = kind(config, songs, pick_device(config.device))
         # Half a batch is another training: its steps do not go on from those of a whole one.
         options = {"identity": f"{identity} x {learner.batch_size}", "every": config.checkpoint}
@@ -885,7 +884,7 @@ toy_songs = Songs(toy_log_mel, np.full(12, 80), toy_labels)
 
 
 def train_toy(kind, config, songs=toy_songs):
-    seed_everything(0)
+    torch.manual_seed(0)
     learner = kind(config, songs, torch.device("cpu"))
     return learner, train(learner, songs, "gan", seed=1)
 
@@ -907,7 +906,7 @@ assert_same(learner, train_toy(GanLearner, toy)[0])
 
 def resume_toy(kind, config, folder):
     "Train, but go on from the state after the second step."
-    seed_everything(0)
+    torch.manual_seed(0)
     first, second = (kind(config, toy_songs, torch.device("cpu")) for _ in range(2))
     options = {"identity": "toy", "every": 60}
     keepers = [

@@ -74,7 +74,6 @@ from musemo.core import (
     Run,
     progress,
     rng_for,
-    seed_everything,
     seed_for,
 )
 from musemo.dataset import WindowDataset, make_loader, read_datasets
@@ -1346,7 +1345,7 @@ def _train_once(
     data: dict[str, WindowDataset], config: Config, *, seed: int, folder: Path | None
 ) -> tuple[EmotionViT, dict]:
     accelerator = open_accelerator(config)
-    seed_everything(seed_for(seed, "vit"))
+    torch.manual_seed(seed_for(seed, "vit"))
     model = build_vit(config).to(accelerator.device)
     data = {split: replace(x, mean=model.mean, std=model.std) for split, x in data.items()}
     if config.training.recipe == "small":
