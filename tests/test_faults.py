@@ -381,14 +381,20 @@ if __name__ == "__main__":
         assert far.read_bytes() == Path(where).read_bytes()
 
 
-@pytest.mark.parametrize("backend", ["loky", "dask"])
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
 def test_a_run_decodes_in_processes_of_its_own(backend, small_config, tmp_path):
     "In a notebook, where what a job needs is defined by cells and not by a package."
-    left = []
-    for name in ("threading", backend):
+    if backend == "ray":
+        pytest.importorskip("ray", reason="ray has no wheel for this Python")
+
+    def asking_for(name):
         values = {"data__backend": name, "data__workers": 2, "data__cache": str(tmp_path / name)}
-        run_suite(changed_config(small_config, **values), tmp_path / f"run {name}", until=3)
-        left.append((tmp_path / f"run {name}/logmel.npy").read_bytes())
+        return changed_config(small_config, **values)
+
+    run, in_threads = Run(tmp_path / "run"), Run(tmp_path / "in threads")
+    run_suite(asking_for(backend), run.folder, until=3)
+    SECTIONS[2].all_stages[0].make(in_threads, asking_for("threading"))
+    left = [one.path("logmel.npy").read_bytes() for one in (run, in_threads)]
     assert left[0] == left[1]
 
 
