@@ -13,7 +13,7 @@ import pandas as pd
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #37879f95
+# %% ../nbs/03_data.ipynb #bce0a5bc
 LABELS = ["valence", "arousal"]
 SCALES = {"1-9": (1, 9), "-1-1": (-1, 1), "0-1": (0, 1)}
 
@@ -40,6 +40,9 @@ def _read_cells(path: Path) -> dict[int, list[str]]:  # line of the file -> cell
     return {line: row for line, row in cells if any(row)}
 
 
+_WELCOME = ("artist", "valence_std", "arousal_std")  # columns that may be missing
+
+
 def _read_table(
     path: Path,
     needed: list[str],
@@ -54,8 +57,8 @@ def _read_table(
             f"{path}: is no readable table ({error}); save it as CSV in UTF-8"
         ) from error
     names = [plain_name(name) for name in rows.pop(min(rows))] if rows else []
-    for name in needed:
-        if names.count(name) != 1:
+    for name in (*needed, *_WELCOME):
+        if names.count(name) > 1 or name in needed and name not in names:
             many = f"{names.count(name)} columns" if name in names else "no column"
             there = ", ".join(names) or "no row"
             raise MusemoError(f"{path}: has {many} {name}; give one that name, of {there}")
@@ -89,7 +92,7 @@ def _spreads(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     known = _numbers(told, column, path, 0, 8) if len(told) else pd.Series(dtype=float)
     return known.reindex(table.index)
 
-# %% ../nbs/03_data.ipynb #bb45363b
+# %% ../nbs/03_data.ipynb #d30cdb7a
 def read_annotations(
     path: Path,  # a static table of DEAM, 1-9
 ) -> pd.DataFrame:  # song_id; valence and arousal with _std, still 1-9
@@ -105,8 +108,11 @@ def read_annotations(
         songs[f"{label}_std"] = _spreads(raw, f"{label}_std", path)
     twice = songs["song_id"].duplicated()
     if twice.any():
-        first = songs["song_id"][twice].iloc[0]
-        raise MusemoError(f"{path}: song_id {first} stands there twice; remove one of the rows")
+        row = twice.idxmax()
+        raise MusemoError(
+            f"{path}, row {row}: song_id {songs['song_id'][row]} stands there twice; "
+            "remove one of the rows"
+        )
     return songs.reset_index(drop=True)
 
 
@@ -118,8 +124,10 @@ def read_own_table(
     raw = _read_table(path, ["file", *LABELS])
     twice = raw["file"].duplicated()
     if twice.any():
-        first = raw["file"][twice].iloc[0]
-        raise MusemoError(f"{path}: file {first} stands there twice; remove one of the rows")
+        row = twice.idxmax()
+        raise MusemoError(
+            f"{path}, row {row}: file {raw['file'][row]} stands there twice; remove one of the rows"
+        )
     songs = pd.DataFrame({"song_id": raw.index - 1, "file": raw["file"]})
     songs["artist"] = raw.get("artist", pd.Series("", raw.index))
     for label in LABELS:

@@ -85,7 +85,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
 # %% ../nbs/01_core.ipynb #4358518c
 reuse_memory()
 
-# %% ../nbs/01_core.ipynb #17b72eaa
+# %% ../nbs/01_core.ipynb #e68ef2e5
 def _write_json(file, value):
     if "units" not in value:
         raise MusemoError("a .json artifact must say its units; add the key 'units'")
@@ -96,13 +96,14 @@ def _write_wav(file, value):
     soundfile.write(file, np.clip(value[0], -1, 1), value[1], format="WAV", subtype="PCM_16")
 
 
+_odd = "backslashreplace"  # letters of a file name in another encoding
 _writers = {
     ".json": _write_json,
-    ".csv": lambda file, table: table.to_csv(file, index=False, lineterminator="\n"),
+    ".csv": lambda file, table: table.to_csv(file, index=False, lineterminator="\n", errors=_odd),
     ".npy": lambda file, array: np.save(file, array, allow_pickle=False),
     ".wav": _write_wav,
     ".png": lambda file, figure: figure.savefig(file, format="png", dpi=110),
-    ".html": lambda file, text: file.write(text.encode()),
+    ".html": lambda file, text: file.write(text.encode(errors=_odd)),
     ".safetensors": lambda file, weights: file.write(save(weights)),
 }
 

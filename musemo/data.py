@@ -6,7 +6,8 @@
 __all__ = ['AUDIO_SUFFIXES', 'REASONS', 'Sources', 'find_deam', 'find_data', 'decode', 'mark_file', 'cached_log_mel',
            'extract_log_mels', 'list_songs', 'about_data', 'prepare_data']
 
-# %% ../nbs/03_data.ipynb #5184ee07
+# %% ../nbs/03_data.ipynb #7f9b0354
+import filecmp
 import hashlib
 import os
 import re
@@ -37,7 +38,7 @@ from .sound_files import CONVERT, open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 from .splitting import group_songs, split_songs
 
-# %% ../nbs/03_data.ipynb #58c9eaf3
+# %% ../nbs/03_data.ipynb #52e47e74
 @dataclass(frozen=True)
 class Sources:
     "Where the tables and the sound of a data set lie."
@@ -49,6 +50,15 @@ class Sources:
 
 
 AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff"}
+
+
+def _refuse_two(one: Path, other: Path, root: Path) -> None:
+    "Raise MusemoError where two files of one name are not the same."
+    if one != other and not filecmp.cmp(one, other, shallow=False):
+        raise MusemoError(
+            f"data.path = {str(root)!r}: {one} and {other} have one name and are not the same; "
+            "name a folder that holds one of them"
+        )
 
 
 def find_deam(
@@ -64,20 +74,17 @@ def find_deam(
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                known = tables.setdefault(plain, path)
-                if known != path and known.read_bytes() != path.read_bytes():
-                    raise MusemoError(
-                        f"data.path = {str(root)!r}: {known} and {path} are two tables of one "
-                        "name; name a folder that holds one of them"
-                    )
+                _refuse_two(tables.setdefault(plain, path), path, root)
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
             ):
                 dynamic.setdefault(path.stem.lower(), path)
             elif re.fullmatch(r"(metadata.*|songs_info)\.csv", plain):
                 metadata.setdefault(plain, path)
-            elif path.suffix.lower() in AUDIO_SUFFIXES:
-                audio.setdefault(path.stem, path)
+            elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():  # a pipe never ends
+                known = audio.setdefault(path.stem, path)
+                if path.stem.isdecimal():  # a song's number
+                    _refuse_two(known, path, root)
     if not tables:
         raise MusemoError(
             f"data.path = {str(root)!r}: holds no static_annotations_averaged_songs*.csv; "
@@ -119,13 +126,15 @@ def decode(
             ) from error
     return wave[: int(audio.clip_seconds * audio.sample_rate)]
 
-# %% ../nbs/03_data.ipynb #554ffd27
-def _recall(path: Path) -> np.ndarray | None:  # (M, T)
-    "Read a spectrogram out of the cache; None where it is not there, or damaged."
+# %% ../nbs/03_data.ipynb #54d61dc7
+def _recall(path: Path, audio: AudioConfig) -> np.ndarray | None:  # (M, T)
+    "Map a spectrogram of the cache; None where it is not there, or is none."
     try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError):
+        log_mel = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, OverflowError):
         return None
+    whole = log_mel.dtype == np.float16 and log_mel.ndim == 2 and len(log_mel) == audio.n_mels
+    return log_mel if whole else None
 
 
 def mark_file(path: Path) -> str:
@@ -148,14 +157,14 @@ def cached_log_mel(
         return "unreadable", f"{path.name}: {error.strerror}"
     settings = hashlib.blake2b(b"log-mel 4" + audio.model_dump_json().encode(), digest_size=8)
     target = cache / content[:2] / f"{content}-{settings.hexdigest()}.npy"
-    log_mel = _recall(target)
+    log_mel = _recall(target, audio)
     if log_mel is None:
         try:
             wave = decode(path, audio)
         except MusemoError as error:
             return "unreadable", str(error).replace(str(path), path.name)
         write_atomic(target, log_mel_of(wave, audio))
-        log_mel = _recall(target)
+        log_mel = _recall(target, audio)
     seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
     if not seconds:
         return "silent", "no sound above -40 dB"
@@ -181,12 +190,19 @@ def extract_log_mels(
     options = {"workers": workers, "backend": config.data.backend}
     return run_jobs(jobs, desc="decoding", total=len(paths), **options)
 
-# %% ../nbs/03_data.ipynb #a098c3e2
+# %% ../nbs/03_data.ipynb #6ca4ea75
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
     songs = pd.concat(map(read_annotations, sources.tables), ignore_index=True)
-    songs = songs.drop_duplicates("song_id").sort_values("song_id", ignore_index=True)
+    songs = songs.drop_duplicates(["song_id", *LABELS])
+    if (twice := songs["song_id"].duplicated()).any():
+        tables = " and ".join(map(str, sources.tables))
+        raise MusemoError(
+            f"{tables}: song_id {songs['song_id'][twice].iloc[0]} has other labels in another "
+            "table; leave one of the tables out"
+        )
+    songs = songs.sort_values("song_id", ignore_index=True)
     songs, audit = settle_labels(songs, read_dynamic(sources.dynamic), labels)
     artists = read_artists(sources.metadata)
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]

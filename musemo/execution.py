@@ -24,11 +24,12 @@ log = logging.getLogger("musemo")
 def log_to(run: Run) -> Iterator[None]:
     "Append what happens to the run's log, run.log, with the time; show warnings, too."
     run.folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(run.path("run.log"), encoding="utf-8")
+    handler = logging.FileHandler(run.path("run.log"), encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     shown = logging.StreamHandler()  # to stderr
     shown.setLevel(logging.WARNING)
     shown.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command
+    handler.handleError = lambda record: None  # a full disk: what failed for it says so itself
     for one in (handler, shown):
         log.addHandler(one)
     log.setLevel(logging.INFO)
@@ -85,6 +86,10 @@ class _Errors:
         self.line.set_description_str("")
 
 
+# As torch says it on Windows and elsewhere, and the system.
+_NO_MEMORY = re.compile("not enough memory|(can't|Cannot) allocate memory")
+
+
 def _smaller(section: str) -> str:
     "Name the setting that makes a section need less memory."
     field = {"03": "audio.clip_seconds", "06": "gan.samples", "07": "synthesis.songs"}
@@ -123,9 +128,8 @@ def execute(run: Run, name: str, line: tqdm) -> float:
     except PapermillExecutionError as error:
         if error.ename in ("MusemoError", "WeightsError"):
             raise MusemoError(f"{name}: {error.evalue}") from None
-        if (
-            error.ename in ("MemoryError", "OutOfMemoryError")
-            or "not enough memory" in error.evalue
+        if error.ename.endswith(("MemoryError", "OutOfMemoryError")) or _NO_MEMORY.search(
+            error.evalue
         ):
             raise MusemoError(f"{name}: memory ran out; {_smaller(name)}") from error
         raise

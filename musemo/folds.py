@@ -17,6 +17,7 @@ from musemo.dataset import WindowDataset, load_synthetic, make_loader
 from musemo.evaluation import predict_baselines
 from musemo.execution import log_to
 from musemo.presets import read_config
+from musemo.processes import end_with_parent
 from musemo.sections import SECTIONS, Stage
 from musemo.tracking import follow_part
 from musemo.verdict import RIVALS, deal_folds, folds_key
@@ -139,6 +140,7 @@ def judge_fold(run: Run, config: Config, place: tuple[int, int, int], arm: str, 
     "Make one arm's answers on one fold, where they are not there yet."
     apart = workers > 1  # in a process of its own, to which joblib gives its share of the cores
     if apart:
+        end_with_parent()
         os.environ["MUSEMO_QUIET"] = "1"  # its bars would write over the others'
     begun, name = time.monotonic(), f"seed{place[0]}-fold{place[1]}-{arm}"
     with log_to(run) if apart else nullcontext(), follow_part(name):

@@ -69,13 +69,13 @@ def mark_data(config: Config) -> str:
     whole = xxhash.xxh3_128()
     for path in sorted(named):
         content = mark_file(path) if os.access(path, os.R_OK) else "unreadable"
-        whole.update(f"{path.name}:{content}\n".encode())
+        whole.update(os.fsencode(path.name) + f":{content}\n".encode())
     return _KIND + whole.hexdigest()
 
 
 def is_timing(name: str) -> bool:
-    "Say whether an artifact holds times, which differ whenever it is made."
-    return name.endswith("_times.json")
+    "Say whether an artifact holds or draws times, which differ whenever it is made."
+    return name.endswith("_times.json") or name.startswith("figures/")
 
 
 def find_broken(run: Run, record: dict, names: Iterable[str]) -> list[str]:

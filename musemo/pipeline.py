@@ -90,14 +90,16 @@ def forget_stale(run: Run, config: Config, record: dict) -> None:
             run.path(name).unlink(missing_ok=True)
     record["data"] = mark
     for section in SECTIONS:
-        broken = find_broken(run, record, section.artifacts(config))
+        besides = section.left_besides(record["artifacts"])
+        broken = find_broken(run, record, [*section.artifacts(config), *besides])
+        broken += [name for name in besides if not run.has(name)]
         if broken and forget(record, section.name):
             names = ", ".join(broken)
             log.warning(
                 "%s: not what this run wrote; section %s is made again", names, section.name
             )
             for name in broken:  # a finished training would be taken at its word
-                run.path(name).unlink()
+                run.path(name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,7 +152,11 @@ def working_run(
 
 def finish_section(run: Run, record: dict, section: Section, config: Config) -> None:
     "Note what a section left; where that is not what it was, later sections are to be made again."
-    if not note_artifacts(run, record, section.artifacts(config)):
+    there = (p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*"))
+    besides, former = section.left_besides(there), section.left_besides(record["artifacts"])
+    for name in set(former) - set(besides):
+        del record["artifacts"][name]
+    if not note_artifacts(run, record, [*section.artifacts(config), *besides]):
         for later in SECTIONS[SECTIONS.index(section) + 1 :]:
             forget(record, later.name)
     run.save("run.json", record)
@@ -158,8 +164,10 @@ def finish_section(run: Run, record: dict, section: Section, config: Config) -> 
 
 def is_done(run: Run, config: Config, section: Section, record: dict) -> bool:
     "Say whether all that a section leaves is there; `musemo train` leaves no picture and no page."
-    page = run.has(f"reports/{section.name}.html") or not run.has(f"figures/{section.name}.json")
-    return section.name in record["sections"] and page and run.has(*section.artifacts(config))
+    page, figure = run.path(f"reports/{section.name}.html"), f"figures/{section.name}.json"
+    whole = page.exists() and page.read_bytes().rstrip().endswith(b"</html>")
+    told = whole or figure not in record["artifacts"] and not run.has(figure)
+    return section.name in record["sections"] and told and run.has(*section.artifacts(config))
 
 
 def run_suite(

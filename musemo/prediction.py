@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'check_format', 'SharedModel', 'EmotionModel', 'read_reach', 'model_of_run', 'predict_many', 'open_model', 'export_model', 'push_model']
 
-# %% ../nbs/12_evaluation.ipynb #c09493f9
+# %% ../nbs/12_evaluation.ipynb #1bb8769b
 import os
 import re
 import tempfile
@@ -25,7 +25,7 @@ from torch import nn
 
 from .answers import follow_song, name_emotion
 from .batches import answer_batches
-from .config import AudioConfig
+from .config import AudioConfig, DataConfig, DatasetConfig
 from .core import MusemoError, Run, pick_device
 from .hearing import Heard, Song, cover_song, hear, look_ahead, torch_threads
 from .model_card import gather_facts, write_card
@@ -86,7 +86,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #244c3dfb
+# %% ../nbs/12_evaluation.ipynb #3d38da5d
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -108,12 +108,20 @@ class EmotionModel(nn.Module, SharedModel):
         check_format(format)
         try:
             self.audio, self.network = AudioConfig(**audio), revive_vit(network)
+            sizes = {"image_size": image_size, "windows_per_song": windows_per_song}
+            DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
+            DataConfig(min_seconds=min_seconds)
+            if not 0 < window <= self.audio.frames:
+                raise ValueError(f"window = {window}: must be from 1 to {self.audio.frames} frames")
+            self.reach = reach and [float(one) for one in reach]
+            if reach is not None and len(reach) != 2 or not isinstance(facts, dict | None):
+                raise ValueError("reach must be two numbers, and facts a dictionary")
         except (ValidationError, TypeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise MusemoError(f"is of another version of musemo ({reason}); train again") from error
         self.window, self.image_size, self.batch_size = window, image_size, batch_size
         self.windows_per_song, self.min_seconds = windows_per_song, min_seconds
-        self.reach, self.facts = reach, facts
+        self.facts = facts
 
     @classmethod
     def from_run(cls, run: Run | str | PathLike) -> "EmotionModel":

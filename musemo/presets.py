@@ -83,13 +83,13 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/02_config.ipynb #83ca510f
+# %% ../nbs/02_config.ipynb #a3380748
 def _parse(text):
     "Read a value given as text: JSON for lists, else the text itself for pydantic to convert."
     if isinstance(text, str) and text.lstrip().startswith("["):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return text
     return text
 

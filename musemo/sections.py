@@ -1,7 +1,9 @@
 """The twelve sections: the stages of each, and what they leave in the run folder."""
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from musemo.config import Config
 from musemo.core import Run
@@ -24,8 +26,10 @@ class Stage:
 class Section:
     "One of the twelve: its notebook, its main picture in words, the stages that make its artifacts."
 
-    def __init__(self, name: str, picture: str, *stages: Stage):
+    def __init__(self, name: str, picture: str, *stages: Stage, also: tuple[str, ...] = ()):
         self.name, self.picture, self.all_stages = name, picture, stages
+        # Patterns of what the notebook leaves beside the artifacts of its stages.
+        self.also = (f"figures/{name}.json", f"figures/{name}.png", *also)
 
     def stages(self, config: Config) -> list[Stage]:
         "List the stages that a configuration asks for."
@@ -34,6 +38,10 @@ class Section:
     def artifacts(self, config: Config) -> list[str]:
         "Name what these stages leave in the run folder."
         return [name for stage in self.stages(config) for name in stage.artifacts]
+
+    def left_besides(self, names: Iterable[str]) -> list[str]:
+        "Pick what the notebook leaves beside them, out of files' names."
+        return [name for name in names if any(fnmatch(name, pattern) for pattern in self.also)]
 
 
 def _trained(name: str) -> tuple[str, ...]:
@@ -87,6 +95,7 @@ SECTIONS = (
         Stage("listening:render_emotions", ("audio/audio.json",)),
         Stage("listening:render_generators", ("audio/generators.json",)),
         Stage("plane:render_plane", ("audio/plane.json",)),
+        also=("audio/*.wav",),
     ),
     Section(
         "09_dataset",
@@ -106,5 +115,6 @@ SECTIONS = (
         "test songs as dots, rated against predicted valence and arousal, and arrows on the plane "
         "from the one to the other",
         Stage("evaluation:evaluate_vit", ("metrics.json", "predictions.csv", "intervals.json")),
+        also=("explanation.json",),
     ),
 )

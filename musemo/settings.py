@@ -45,12 +45,14 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=8, multiple_of=8)]
 SPEC, ORIGINAL = "specification", "original notebook"
 
-# %% ../nbs/02_config.ipynb #a6366f1e
+# %% ../nbs/02_config.ipynb #e6427fef
 class AudioConfig(Section):
     "How sound becomes a log-mel spectrogram."
 
     sample_rate: int = setting(22050, "Hz", "rate after resampling", "librosa", ge=4000, le=48000)
-    n_fft: int = setting(2048, "samples", "window of the Fourier transform", "librosa", ge=256)
+    n_fft: int = setting(
+        2048, "samples", "window of the Fourier transform", "librosa", ge=256, le=2**16
+    )
     hop: int = setting(512, "samples", "step between frames", "librosa", ge=64)
     n_mels: int = setting(
         128, "bands", "mel bands; a multiple of 16", ORIGINAL, ge=16, multiple_of=16
@@ -59,7 +61,9 @@ class AudioConfig(Section):
     f_max: float = setting(8000.0, "Hz", "highest mel edge", gt=0)
     db_min: float = setting(-60.0, "dB", "maps to -1; quieter is clipped (re 1 in mel power)")
     db_max: float = setting(40.0, "dB", "maps to 1; a loud full-scale master peaks at 37")
-    clip_seconds: float = setting(30.0, "s", "longest part of a song that is kept", ORIGINAL, gt=0)
+    clip_seconds: float = setting(
+        30.0, "s", "longest part of a song that is kept", ORIGINAL, gt=0, le=7200
+    )
 
     @model_validator(mode="after")
     def _check(self):

@@ -6,7 +6,7 @@
 __all__ = ['SPREADS', 'reflect', 'draw_conditions', 'pick_generator', 'plot_conditions', 'plane_points', 'plot_plane',
            'meeting_places', 'describe_stretches', 'seam_table', 'synthetic_table', 'synthesize', 'draw_plane']
 
-# %% ../nbs/07_synthesis.ipynb #42517df4
+# %% ../nbs/07_synthesis.ipynb #5a10ebf8
 import tempfile
 from functools import partial
 
@@ -28,7 +28,7 @@ from musemo.core import (
     subplots,
 )
 from .drawing import check_conditions, generate, load_generator
-from .memory import with_half_batch
+from .memory import map_new, with_half_batch
 from .pieces import window_starts
 
 # %% ../nbs/07_synthesis.ipynb #4fb824a1
@@ -166,7 +166,7 @@ def seam_table(
         rows[name] |= {f"{key}, ratio": at[key] / inside[key] for key in ("spread", "step")}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/07_synthesis.ipynb #f8678654
+# %% ../nbs/07_synthesis.ipynb #648e352a
 SPREADS = ["valence_std", "arousal_std"]
 
 
@@ -217,7 +217,7 @@ def _synthesize(run: Run, config: Config) -> pd.DataFrame:
     with tempfile.TemporaryDirectory(
         dir=run.folder, prefix=".synthetic.npy.", suffix=".tmp"
     ) as folder:
-        windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
+        windows = map_new(f"{folder}/synthetic.npy", shape, np.float16)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)
             seeds = [seed_for(seed, row) for row in range(len(conditions))]

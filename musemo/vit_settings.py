@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from .settings import ORIGINAL, SPEC, Fraction, Section, setting
 
-# %% ../nbs/02_config.ipynb #9190d947
+# %% ../nbs/02_config.ipynb #278f20e8
 class DatasetConfig(Section):
     "How windows become the pictures that the ViT sees."
 
@@ -18,7 +18,7 @@ class DatasetConfig(Section):
         224, "pixels", "side of the picture; 0: the window itself, in one channel", SPEC, ge=0
     )
     window_frames: int = setting(0, "frames", "of a window; 0: the whole clip", ge=0)
-    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1)
+    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1, le=1000)
     batch_size: int = setting(16, "pictures", "lower it where memory is short", SPEC, ge=1)
     workers: int = setting(0, "processes", "for loading; 0: in the training process", ge=0)
 

@@ -10,18 +10,20 @@ from musemo.core import MusemoError
 from musemo.data import list_songs
 from musemo.presets import make_config
 
-COLUMNS = ["song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std"]
+DEAM = ["song_id", "valence_mean", "arousal_mean", "valence_std", "arousal_std"]
+OWN = ["file", "valence", "arousal", "artist"]
 BAD = ["", "x", "nan", "inf", "0", "9.5", "-3", "5 5", "1e9", "5.0.0", "5,0"]
 
 
 @st.composite
-def tables(draw):
-    "A table of DEAM's kind: its text, what it says by song, and what is wrong with it."
+def tables(draw, columns):
+    "A table of such columns: its text, what it says by song, what is wrong with it, and where."
+    key, valence_column, arousal_column, *_ = columns
     ids = draw(st.lists(st.integers(1, 3000), min_size=1, max_size=8, unique=True))
     grades = st.integers(100, 900).map(lambda x: x / 100)
     truth = {i: draw(st.tuples(grades, grades)) for i in ids}
     extra = draw(st.lists(st.sampled_from(["note", "Genre ", " tempo"]), max_size=2, unique=True))
-    names = draw(st.permutations(COLUMNS + extra))
+    names = draw(st.permutations(columns + extra))
     mark = draw(st.sampled_from([",", ", ", ";"]))
     comma = mark == ";" and draw(st.booleans())
 
@@ -30,26 +32,28 @@ def tables(draw):
 
     rows = []
     for i, (valence, arousal) in truth.items():
-        cells = {"song_id": str(i), "valence_mean": number(valence), "valence_std": number(1.25)}
-        cells |= {"arousal_mean": number(arousal), "arousal_std": ""}
+        cells = {"song_id": str(i), "file": f"{i}.mp3", "valence_std": number(1.25)}
+        cells |= {valence_column: number(valence), arousal_column: number(arousal)}
+        cells |= {"arousal_std": ""}
         rows.append([cells.get(name, "free text") for name in names])
     wrong = draw(st.sampled_from(["", "value", "duplicate", "column", "short", "long", "twice"]))
     row = draw(st.integers(0, len(rows) - 1))
     if wrong == "value":
-        label = draw(st.sampled_from(["valence_mean", "arousal_mean"]))
+        label = draw(st.sampled_from([valence_column, arousal_column]))
         bad = draw(st.sampled_from(BAD[:-1] if mark == ";" else BAD))
         rows[row][names.index(label)] = bad
     elif wrong == "duplicate":
         rows.append(list(rows[row]))
     elif wrong == "column":
-        gone = names.index(draw(st.sampled_from(["song_id", "valence_mean", "arousal_mean"])))
+        gone = names.index(draw(st.sampled_from([key, valence_column, arousal_column])))
         names, rows = [*names[:gone], *names[gone + 1 :]], [r[:gone] + r[gone + 1 :] for r in rows]
     elif wrong == "short":
         rows[row] = rows[row][:-1]
     elif wrong == "long":
         rows[row] = ["7", *rows[row]]
     elif wrong == "twice":
-        names, rows = [*names, "Valence Mean"], [[*r, "5"] for r in rows]
+        again = draw(st.sampled_from(columns)).replace("_", " ").title()
+        names, rows = [*names, again], [[*r, "5"] for r in rows]
     blanks = draw(st.integers(0, 2))
     lines = [names, *rows[:row], *[[""] * len(names)] * blanks, *rows[row:]]
     end = draw(st.sampled_from(["\n", "\r\n"]))
@@ -59,27 +63,38 @@ def tables(draw):
     return start + text.encode(), truth, wrong, row + 2 + blanks
 
 
+def last_row(content):
+    "Give the number of the last line."
+    return len(content.splitlines())
+
+
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(tables())
-def test_a_table_is_read_right_or_refused(tmp_path, made):
-    content, truth, wrong, row = made
+@pytest.mark.parametrize("columns", [DEAM, OWN], ids=["deam", "own"])
+@given(data=st.data())
+def test_a_table_is_read_right_or_refused(columns, tmp_path, data):
+    content, truth, wrong, row = data.draw(tables(columns))
     path = tmp_path / "static_annotations_averaged_songs.csv"
     path.write_bytes(content)
     try:
-        songs = read_annotations(path)
+        songs = read_annotations(path) if columns is DEAM else read_own_table(path, "1-9")
     except MusemoError as error:
         assert wrong, f"a good table was refused: {error}"
         said = str(error)
         assert said.startswith(str(path))
         if wrong in ("value", "short", "long"):
             assert f"row {row}" in said
+        elif wrong == "duplicate":
+            assert f"row {last_row(content)}: " in said
         return
     assert not wrong, "a bad table was read"
+    if columns is OWN:
+        songs["song_id"] = [int(name.removesuffix(".mp3")) for name in songs["file"]]
     found = {i: (v, a) for i, v, a in songs[["song_id", *LABELS]].itertuples(index=False)}
     assert found == truth
-    assert songs["valence_std"].eq(1.25).all() and songs["arousal_std"].isna().all()
+    if columns is DEAM:
+        assert songs["valence_std"].eq(1.25).all() and songs["arousal_std"].isna().all()
 
 
 def test_values_with_decimal_commas_are_never_cut_in_two(tmp_path):

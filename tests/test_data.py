@@ -1,16 +1,19 @@
 """Finding, reading, auditing and splitting songs."""
 
 import os
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
-from musemo.annotations import _published, audit_labels, settle_labels
-from musemo.core import MusemoError, Run, load_part
-from musemo.data import find_deam, list_songs, log_mel_of, prepare_data
+from musemo.annotations import _published, audit_labels, read_annotations, settle_labels
+from musemo.core import MusemoError, Run, load_part, write_atomic
+from musemo.data import extract_log_mels, find_deam, list_songs, log_mel_of, prepare_data
+from musemo.keeping import mark_data
 from musemo.presets import make_config
 from musemo.sound_files import open_sound, read_blocks
 from musemo.splitting import group_songs, split_songs
@@ -63,7 +66,7 @@ def test_what_the_suite_left_in_a_data_folder_is_no_song_of_it(deam, tmp_path):
     copy.write_bytes(table_of(deam).read_bytes())  # the same table twice
     assert find_deam(deam).tables == before.tables
     copy.write_text("song_id, valence_mean, arousal_mean\n2, 3.1, 3.0\n")
-    with pytest.raises(MusemoError, match="runs/music/.* are two tables of one name"):
+    with pytest.raises(MusemoError, match="runs/music/.* have one name and are not the same"):
         find_deam(deam)
 
 
@@ -340,3 +343,66 @@ def test_published_labels_can_be_kept(real_data, tmp_path):
 def test_another_set_with_the_same_ids_stays_as_it_is(real_data, tmp_path):
     _, audit, _ = list_songs(config_for(real_data("vgmidi"), tmp_path))
     assert (audit["known"], audit["exchanged"]) == (False, [])
+
+
+def test_two_songs_of_one_number_are_refused(deam):
+    song = next(deam.rglob("3.*"))
+    (deam / "other").mkdir()
+    shutil.copyfile(song, deam / "other" / song.name)  # the same once more
+    find_deam(deam)
+    with open(deam / "other" / song.name, "ab") as file:
+        file.write(b"other")
+    with pytest.raises(MusemoError, match="have one name and are not the same"):
+        find_deam(deam)
+
+
+def test_two_tables_that_differ_about_a_song_are_refused(deam):
+    config, more = (
+        make_config("smoke", {"data.path": str(deam)}),
+        table_of(deam).with_stem("static_annotations_averaged_songs_2000_2058"),
+    )
+    number, *_ = table_of(deam).read_text().splitlines()[1].split(",")
+    more.write_text(f"song_id, valence_mean, arousal_mean\n{number}, 1.5, 8.5\n")
+    with pytest.raises(MusemoError, match=f"song_id {number} has other labels in another table"):
+        list_songs(config)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_a_pipe_is_no_song(deam):
+    before = find_deam(deam)
+    os.mkfifo(deam / "999.mp3")  # whoever opens it waits for ever
+    assert find_deam(deam) == before
+
+
+def test_a_column_given_twice_is_one_clear_error(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("song_id,valence_mean,arousal_mean,valence_std,valence_std\n3,5,5,1,2\n")
+    with pytest.raises(MusemoError, match="2 columns valence_std"):
+        read_annotations(table)
+
+
+def test_what_is_no_spectrogram_in_the_cache_is_decoded_again(deam, tmp_path):
+    config = make_config("smoke", {"data.cache": str(tmp_path)})
+    songs = sorted(find_deam(deam).audio.values())[:1]
+    ((_, where),) = extract_log_mels(songs, config)
+    whole = Path(where).read_bytes()
+    np.save(where, np.zeros((3, 5000)))
+    assert extract_log_mels(songs, config) == [("ok", where)]
+    assert Path(where).read_bytes() == whole
+
+
+def test_names_in_another_encoding_are_read(deam, tmp_path):
+    folder = shutil.copytree(deam, tmp_path / os.fsdecode(b"m\xe9"))
+    shutil.copyfile(next(deam.rglob("3.*")), folder / os.fsdecode(b"caf\xe9.mp3"))
+    run, config = Run(tmp_path / "run"), config_for(folder, tmp_path / "cache")
+    prepare_data(run, config)
+    songs = run.load("songs.csv").set_index("file")
+    assert songs.loc["caf\\udce9.mp3", "status"] == "no_label"
+    assert mark_data(config) != mark_data(config_for(deam, tmp_path / "cache"))
+
+
+def test_a_name_in_another_encoding_is_written_escaped(tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp3")
+    path = write_atomic(tmp_path / "songs.csv", pd.DataFrame({"file": [name]}))
+    assert path.read_text() == "file\ncaf\\udce9.mp3\n"
+    assert "caf" in write_atomic(tmp_path / "page.html", f"<p>{name}</p>").read_text()

@@ -45,7 +45,9 @@ def copied(smoke_run, monkeypatch, tmp_path):
     def note(run, name, line):
         executed.append(name)
         section = SECTIONS[NAMES.index(name)]
-        for left in section.artifacts(run.config):
+        there = (p.relative_to(smoke_run).as_posix() for p in smoke_run.rglob("*"))
+        shutil.copyfile(smoke_run / f"reports/{name}.html", run.path(f"reports/{name}.html"))
+        for left in [*section.artifacts(run.config), *section.left_besides(there)]:
             if not run.has(left):
                 shutil.copyfile(smoke_run / left, run.path(left))
         return 1.0
@@ -74,12 +76,18 @@ def test_a_finished_run_is_not_touched_again(copied, small_config):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-@pytest.mark.parametrize("name", ["gan.safetensors", "logmel.npy", "metrics.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gan.safetensors", "logmel.npy", "metrics.json", "explanation.json"),
+        *("figures/05_gan_training.json", "figures/09_dataset.png", "audio/sad_calm*.wav"),
+    ],
+)
 def test_a_damaged_artifact_is_made_again_with_a_warning(
     name, damage, copied, small_config, capsys
 ):
-    (out, executed), path = copied, copied[0] / name
-    content = bytearray(path.read_bytes())
+    (out, executed), (path,) = copied, copied[0].glob(name)
+    content, name = bytearray(path.read_bytes()), path.relative_to(copied[0]).as_posix()
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":
@@ -88,11 +96,21 @@ def test_a_damaged_artifact_is_made_again_with_a_warning(
         content[-9] ^= 1
         path.write_bytes(content)
     run_suite(small_config, out)
-    section = next(s.name for s in SECTIONS if name in s.artifacts(small_config))
+    section = next(
+        s.name for s in SECTIONS if name in [*s.artifacts(small_config), *s.left_besides([name])]
+    )
     assert executed == [section]
     if damage != "missing":
         said = f"{name}: not what this run wrote; section {section} is made again"
         assert said in capsys.readouterr().err and said in (out / "run.log").read_text()
+
+
+def test_half_a_page_is_made_again(copied, small_config):
+    (out, executed), path = copied, copied[0] / "reports/08_audio.html"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    run_suite(small_config, out)
+    assert executed == [NAMES[7]]
 
 
 def test_a_damaged_artifact_is_not_taken_at_its_word_by_from(copied, small_config):

@@ -1,7 +1,14 @@
 """A GPU whose memory runs out: half the batch once, with a word, then one clear error."""
 
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from musemo import execution
@@ -23,6 +30,13 @@ def run_out_above(monkeypatch, most):
 
     monkeypatch.setattr(FlowLearner, "learn", learn_or_fail)
     return sizes
+
+
+def said_by(work):
+    "Name the error that this machine raises, and what it says."
+    with pytest.raises((RuntimeError, MemoryError)) as failed:
+        work()
+    return type(failed.value).__name__, str(failed.value)
 
 
 def test_a_generator_goes_on_with_half_the_windows(run, monkeypatch, capsys):  # noqa: F811
@@ -59,6 +73,19 @@ def test_the_predictor_goes_on_with_half_the_pictures(run, monkeypatch, capsys):
     assert "memory ran out with dataset.batch_size = 6" in capsys.readouterr().out
 
 
+def test_a_kernel_that_dies_is_one_clear_error(tmp_path, monkeypatch):
+    def die(*arguments, **options):
+        raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(execution.papermill, "execute_notebook", die)
+    with execution.suite_bar(1) as (_, line), pytest.raises(MusemoError) as failed:
+        execution.execute(Run(tmp_path), "07_synthesis", line)
+    assert (
+        "07_synthesis: the kernel died, most likely for want of memory; lower synthesis.songs"
+        in (str(failed.value))
+    )
+
+
 @pytest.mark.parametrize(
     ("section", "name", "said", "field"),
     [
@@ -69,6 +96,8 @@ def test_the_predictor_goes_on_with_half_the_pictures(run, monkeypatch, capsys):
             "[enforce] not enough memory: you tried",
             "synthesis.songs",
         ),
+        ("10_vit", *said_by(lambda: torch.empty(2**50)), "dataset.batch_size"),
+        ("10_vit", *said_by(lambda: np.empty(2**50)), "dataset.batch_size"),
         (
             "11_vit_training",
             "OutOfMemoryError",
@@ -87,3 +116,26 @@ def test_a_section_that_runs_out_names_the_setting(
     with execution.suite_bar(1) as (_, line), pytest.raises(MusemoError) as failed:
         execution.execute(Run(tmp_path), section, line)
     assert f"{section}: memory ran out; lower {field} with --set" in str(failed.value)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="needs glibc's own"
+)
+def test_memory_that_was_let_go_is_used_again():
+    code = """
+import resource, sys, torch
+if "reuse" in sys.argv:
+    import musemo.core
+pages = []
+for _ in range(40):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**23)  # 32 MB
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sum(pages[20:]) / (20 * 2**15 / 4))
+"""
+    shares = []
+    for how in ("reuse", "as it comes"):
+        command = [sys.executable, "-c", code, how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        shares.append(float(done.stdout))
+    assert shares[0] < 0.5 and shares[1] > 0.9

@@ -224,6 +224,9 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(small_config, tmp_pa
     assert result.returncode == 2 and "is a file" in result.stderr
     result = musemo("run", "--data", small_config.data.path, "--out", tmp_path / "file/run")
     assert result.returncode == 2 and "cannot write" in result.stderr
+    if Path("/sys/kernel").exists():  # closed to everybody
+        result = musemo("run", "--data", small_config.data.path, "--out", "/sys/kernel/run")
+        assert result.returncode == 2 and "cannot write /sys/kernel/run: " in result.stderr
     result = musemo("demo", tmp_path / "file/music", "--songs", "12")
     assert result.returncode == 2 and "Traceback" not in result.stderr
 

@@ -25,7 +25,7 @@ from musemo.records import load_record
 from musemo.sections import SECTIONS
 from musemo.vit import predict_songs, revive_vit
 from musemo.vit_training import fit_vit
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 from tests.test_small import made_songs
 
 TINY = {"vit.hidden": 16, "vit.layers": 3, "vit.heads": 2, "device": "cpu"}
@@ -140,6 +140,28 @@ def test_a_process_that_fails_ends_the_others(how, words):
     assert time.monotonic() - begun < 60  # gloo would wait for half an hour
     left = [child.cmdline() for child in psutil.Process().children()]
     assert not [command for command in left if "LokyProcess" in str(command)]
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    "A second writer in a run would be left, which no lock knows of."
+    code = """
+import os, time
+from pathlib import Path
+from musemo.presets import make_config
+from musemo.processes import work_together
+
+def work():
+    Path(f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+work_together(work, make_config("smoke", {"device": "cpu", "training.processes": 2}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, parent)
+    started = [psutil.Process(int(p.stem)) for p in tmp_path.glob("*.pid")]
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(started, timeout=20)[1] == []
 
 
 @pytest.mark.parametrize("asked", [0, 2])

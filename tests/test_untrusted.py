@@ -160,6 +160,24 @@ def test_a_record_of_others_is_one_clear_error(copied, name, value):
         open_model(str(copied.folder))
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *[("window", value) for value in (0, "abc", -5, 10**11)],
+        *[("batch_size", "x"), ("windows_per_song", 10**9), ("min_seconds", None)],
+        *[("image_size", -1), ("reach", 7), ("reach", [1]), ("facts", [1])],
+        ("audio", {"n_fft": 2**30}),
+    ],
+)
+def test_a_description_of_others_is_one_clear_error(field, value, copied, tmp_path):
+    folder = export_model(EmotionModel.from_run(copied), tmp_path / "mine")
+    told = json.loads((folder / "config.json").read_text())
+    told[field] = told[field] | value if field == "audio" else value
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(MusemoError):
+        EmotionModel.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("kind", EVIL)
 def test_a_model_of_others_is_refused(copied, tmp_path, mark, kind):
     folder = export_model(EmotionModel.from_run(copied), tmp_path / "mine")

@@ -182,31 +182,6 @@ def reuse_memory() -> None:
 #| export
 reuse_memory()
 
-# %%
-#| hide
-import platform
-
-
-# %%
-def pages_fetched(work):
-    "Count the pages of 4 kB that the system had to empty."
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def make_arrays(count):
-    for _ in range(count):
-        torch.ones(2**23)  # 32 MB
-
-
-if platform.libc_ver()[0] == "glibc":
-    make_arrays(20)  # room for one is soon found, not always at once
-    all_pages = 20 * 2**15 / 4
-    assert pages_fetched(lambda: make_arrays(20)) < all_pages / 2
-
 
 # %% [markdown]
 # ## The run folder
@@ -228,13 +203,14 @@ def _write_wav(file, value):
     soundfile.write(file, np.clip(value[0], -1, 1), value[1], format="WAV", subtype="PCM_16")
 
 
+_odd = "backslashreplace"  # letters of a file name in another encoding
 _writers = {
     ".json": _write_json,
-    ".csv": lambda file, table: table.to_csv(file, index=False, lineterminator="\n"),
+    ".csv": lambda file, table: table.to_csv(file, index=False, lineterminator="\n", errors=_odd),
     ".npy": lambda file, array: np.save(file, array, allow_pickle=False),
     ".wav": _write_wav,
     ".png": lambda file, figure: figure.savefig(file, format="png", dpi=110),
-    ".html": lambda file, text: file.write(text.encode()),
+    ".html": lambda file, text: file.write(text.encode(errors=_odd)),
     ".safetensors": lambda file, weights: file.write(save(weights)),
 }
 
@@ -551,10 +527,13 @@ test_fail(lambda: follow_with("paper", Path(".")), contains="one of tensorboard,
 
 # %%
 #| export memory
+import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from musemo.core import MusemoError
@@ -586,11 +565,31 @@ def with_half_batch(
     )
 
 
+def map_new(
+    path: str | Path,
+    shape: tuple[int, ...],
+    dtype: str | type,
+) -> np.ndarray:  # memory-mapped, zeros
+    "Make an .npy file to be filled through memory; raises MusemoError where there is no room."
+    try:
+        mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        # Without its room, a map that meets a full disk kills its process without a word.
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    except OSError as error:
+        size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
+        raise MusemoError(
+            f"{path}: needs {size:.0f} MB ({error.strerror}); free the disk, or ask for less"
+        ) from error
+    return mapped
+
+
 # %%
 #| hide
 from types import SimpleNamespace
 
-from musemo.memory import with_half_batch
+from musemo.memory import map_new, with_half_batch
 
 
 # %%
@@ -615,6 +614,15 @@ with redirect_stdout(io.StringIO()) as told:
     few = Part(gan=Part(batch_size=2))
     test_fail(lambda: with_half_batch(needs(1), few, "gan"), contains="gan.batch_size = 2:")
 test_eq(told.getvalue().count("memory ran out"), 4)
+
+with tempfile.TemporaryDirectory() as folder:
+    mapped = map_new(f"{folder}/x.npy", (3, 5), "float16")
+    mapped[:] = 2
+    mapped.flush()
+    test_eq(np.load(f"{folder}/x.npy").sum(), 30)
+    test_fail(
+        lambda: map_new(f"{folder}/y.npy", (2**24, 2**26), "float16"), contains="free the disk"
+    )
 
 # %% [markdown]
 # ## Plots that read alike

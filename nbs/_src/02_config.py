@@ -161,7 +161,9 @@ class AudioConfig(Section):
     "How sound becomes a log-mel spectrogram."
 
     sample_rate: int = setting(22050, "Hz", "rate after resampling", "librosa", ge=4000, le=48000)
-    n_fft: int = setting(2048, "samples", "window of the Fourier transform", "librosa", ge=256)
+    n_fft: int = setting(
+        2048, "samples", "window of the Fourier transform", "librosa", ge=256, le=2**16
+    )
     hop: int = setting(512, "samples", "step between frames", "librosa", ge=64)
     n_mels: int = setting(
         128, "bands", "mel bands; a multiple of 16", ORIGINAL, ge=16, multiple_of=16
@@ -170,7 +172,9 @@ class AudioConfig(Section):
     f_max: float = setting(8000.0, "Hz", "highest mel edge", gt=0)
     db_min: float = setting(-60.0, "dB", "maps to -1; quieter is clipped (re 1 in mel power)")
     db_max: float = setting(40.0, "dB", "maps to 1; a loud full-scale master peaks at 37")
-    clip_seconds: float = setting(30.0, "s", "longest part of a song that is kept", ORIGINAL, gt=0)
+    clip_seconds: float = setting(
+        30.0, "s", "longest part of a song that is kept", ORIGINAL, gt=0, le=7200
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -441,7 +445,7 @@ class DatasetConfig(Section):
         224, "pixels", "side of the picture; 0: the window itself, in one channel", SPEC, ge=0
     )
     window_frames: int = setting(0, "frames", "of a window; 0: the whole clip", ge=0)
-    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1)
+    windows_per_song: int = setting(1, "windows", "averaged in a song's prediction", ge=1, le=1000)
     batch_size: int = setting(16, "pictures", "lower it where memory is short", SPEC, ge=1)
     workers: int = setting(0, "processes", "for loading; 0: in the training process", ge=0)
 
@@ -766,7 +770,7 @@ def _parse(text):
     if isinstance(text, str) and text.lstrip().startswith("["):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return text
     return text
 

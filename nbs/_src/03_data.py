@@ -63,6 +63,7 @@ from musemo.core import MusemoError
 
 # %%
 #| export
+import filecmp
 import hashlib
 import os
 import re
@@ -155,6 +156,9 @@ def _read_cells(path: Path) -> dict[int, list[str]]:  # line of the file -> cell
     return {line: row for line, row in cells if any(row)}
 
 
+_WELCOME = ("artist", "valence_std", "arousal_std")  # columns that may be missing
+
+
 def _read_table(
     path: Path,
     needed: list[str],
@@ -169,8 +173,8 @@ def _read_table(
             f"{path}: is no readable table ({error}); save it as CSV in UTF-8"
         ) from error
     names = [plain_name(name) for name in rows.pop(min(rows))] if rows else []
-    for name in needed:
-        if names.count(name) != 1:
+    for name in (*needed, *_WELCOME):
+        if names.count(name) > 1 or name in needed and name not in names:
             many = f"{names.count(name)} columns" if name in names else "no column"
             there = ", ".join(names) or "no row"
             raise MusemoError(f"{path}: has {many} {name}; give one that name, of {there}")
@@ -222,8 +226,11 @@ def read_annotations(
         songs[f"{label}_std"] = _spreads(raw, f"{label}_std", path)
     twice = songs["song_id"].duplicated()
     if twice.any():
-        first = songs["song_id"][twice].iloc[0]
-        raise MusemoError(f"{path}: song_id {first} stands there twice; remove one of the rows")
+        row = twice.idxmax()
+        raise MusemoError(
+            f"{path}, row {row}: song_id {songs['song_id'][row]} stands there twice; "
+            "remove one of the rows"
+        )
     return songs.reset_index(drop=True)
 
 
@@ -235,8 +242,10 @@ def read_own_table(
     raw = _read_table(path, ["file", *LABELS])
     twice = raw["file"].duplicated()
     if twice.any():
-        first = raw["file"][twice].iloc[0]
-        raise MusemoError(f"{path}: file {first} stands there twice; remove one of the rows")
+        row = twice.idxmax()
+        raise MusemoError(
+            f"{path}, row {row}: file {raw['file'][row]} stands there twice; remove one of the rows"
+        )
     songs = pd.DataFrame({"song_id": raw.index - 1, "file": raw["file"]})
     songs["artist"] = raw.get("artist", pd.Series("", raw.index))
     for label in LABELS:
@@ -469,6 +478,15 @@ class Sources:
 AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff"}
 
 
+def _refuse_two(one: Path, other: Path, root: Path) -> None:
+    "Raise MusemoError where two files of one name are not the same."
+    if one != other and not filecmp.cmp(one, other, shallow=False):
+        raise MusemoError(
+            f"data.path = {str(root)!r}: {one} and {other} have one name and are not the same; "
+            "name a folder that holds one of them"
+        )
+
+
 def find_deam(
     root: Path,  # anywhere above the annotation files
 ) -> Sources:
@@ -482,20 +500,17 @@ def find_deam(
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                known = tables.setdefault(plain, path)
-                if known != path and known.read_bytes() != path.read_bytes():
-                    raise MusemoError(
-                        f"data.path = {str(root)!r}: {known} and {path} are two tables of one "
-                        "name; name a folder that holds one of them"
-                    )
+                _refuse_two(tables.setdefault(plain, path), path, root)
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
             ):
                 dynamic.setdefault(path.stem.lower(), path)
             elif re.fullmatch(r"(metadata.*|songs_info)\.csv", plain):
                 metadata.setdefault(plain, path)
-            elif path.suffix.lower() in AUDIO_SUFFIXES:
-                audio.setdefault(path.stem, path)
+            elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():  # a pipe never ends
+                known = audio.setdefault(path.stem, path)
+                if path.stem.isdecimal():  # a song's number
+                    _refuse_two(known, path, root)
     if not tables:
         raise MusemoError(
             f"data.path = {str(root)!r}: holds no static_annotations_averaged_songs*.csv; "
@@ -997,12 +1012,14 @@ def run_jobs(
 
 # %%
 #| export
-def _recall(path: Path) -> np.ndarray | None:  # (M, T)
-    "Read a spectrogram out of the cache; None where it is not there, or damaged."
+def _recall(path: Path, audio: AudioConfig) -> np.ndarray | None:  # (M, T)
+    "Map a spectrogram of the cache; None where it is not there, or is none."
     try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError):
+        log_mel = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, OverflowError):
         return None
+    whole = log_mel.dtype == np.float16 and log_mel.ndim == 2 and len(log_mel) == audio.n_mels
+    return log_mel if whole else None
 
 
 def mark_file(path: Path) -> str:
@@ -1025,14 +1042,14 @@ def cached_log_mel(
         return "unreadable", f"{path.name}: {error.strerror}"
     settings = hashlib.blake2b(b"log-mel 4" + audio.model_dump_json().encode(), digest_size=8)
     target = cache / content[:2] / f"{content}-{settings.hexdigest()}.npy"
-    log_mel = _recall(target)
+    log_mel = _recall(target, audio)
     if log_mel is None:
         try:
             wave = decode(path, audio)
         except MusemoError as error:
             return "unreadable", str(error).replace(str(path), path.name)
         write_atomic(target, log_mel_of(wave, audio))
-        log_mel = _recall(target)
+        log_mel = _recall(target, audio)
     seconds = log_mel.shape[1] * audio.hop / audio.sample_rate
     if not seconds:
         return "silent", "no sound above -40 dB"
@@ -1086,7 +1103,14 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
     songs = pd.concat(map(read_annotations, sources.tables), ignore_index=True)
-    songs = songs.drop_duplicates("song_id").sort_values("song_id", ignore_index=True)
+    songs = songs.drop_duplicates(["song_id", *LABELS])
+    if (twice := songs["song_id"].duplicated()).any():
+        tables = " and ".join(map(str, sources.tables))
+        raise MusemoError(
+            f"{tables}: song_id {songs['song_id'][twice].iloc[0]} has other labels in another "
+            "table; leave one of the tables out"
+        )
+    songs = songs.sort_values("song_id", ignore_index=True)
     songs, audit = settle_labels(songs, read_dynamic(sources.dynamic), labels)
     artists = read_artists(sources.metadata)
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]

@@ -19,6 +19,7 @@ import json
 import time
 
 import torch
+import xxhash
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -299,6 +300,15 @@ test_fail(
 
 # %%
 #| export movers
+def mark_tensors(state: dict[str, torch.Tensor]) -> str:
+    "Name the content of tensors on the CPU, in a few bytes."
+    whole = xxhash.xxh3_128()
+    for name in sorted(state):
+        whole.update(name.encode())
+        whole.update(state[name].reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
 class Keeper:
     "Keeps the state of a training in a file of the run."
 
@@ -326,13 +336,15 @@ class Keeper:
         "Write the state where the last one is old enough, or now."
         if not now and (not self.every or time.monotonic() - self.kept < self.every):
             return
-        about = {"identity": self.identity, "rows": rows, "seconds": self.seconds()}
-        about = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
-        state = {"about": about}
-        state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        state = {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, mover in self.movers.items():
             state |= {f"{name}.{key}": value for key, value in mover.state().items()}
-        self.run.save(self.file, {k: v.detach().cpu().contiguous() for k, v in state.items()})
+        state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+        about = {"identity": self.identity, "rows": rows, "seconds": self.seconds()}
+        about = json.dumps(about | {"mark": mark_tensors(state)}).encode()
+        self.run.save(
+            self.file, state | {"about": torch.frombuffer(bytearray(about), dtype=torch.uint8)}
+        )
         self.kept = time.monotonic()
 
     def restore(self) -> list[dict]:  # what the steps before logged
@@ -341,10 +353,13 @@ class Keeper:
             return []
         try:
             state = self.run.load(self.file)
-        except MusemoError:  # of a power cut, say: all that is lost is time
+            about = json.loads(state.pop("about").numpy().tobytes())
+            whole = about["mark"] == mark_tensors(state)
+        except (ValueError, KeyError, TypeError):  # MusemoError is a ValueError
+            whole = False
+        if not whole:  # after a power cut, say: all that is lost is time
             print(f"{self.file} is damaged: training starts anew")
             return []
-        about = json.loads(state.pop("about").numpy().tobytes())
         if about["identity"] != self.identity:
             print(f"{self.file} is of other songs or settings: training starts anew")
             return []

@@ -35,7 +35,7 @@ from musemo.core import (
     subplots,
 )
 from musemo.drawing import check_conditions, generate, load_generator
-from musemo.memory import with_half_batch
+from musemo.memory import map_new, with_half_batch
 from musemo.pieces import window_starts
 
 # %%
@@ -345,7 +345,7 @@ def _synthesize(run: Run, config: Config) -> pd.DataFrame:
     with tempfile.TemporaryDirectory(
         dir=run.folder, prefix=".synthetic.npy.", suffix=".tmp"
     ) as folder:
-        windows = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, shape)
+        windows = map_new(f"{folder}/synthetic.npy", shape, np.float16)
         for name, (conditions, facts) in jobs.items():
             seed = seed_for(config.seed, "synthesis", name)
             seeds = [seed_for(seed, row) for row in range(len(conditions))]

@@ -2184,6 +2184,7 @@ def answer_batches(
 #| export answers
 import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -2254,7 +2255,8 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_title(title, parse_math=False)  # a song may be called $$.mp3
+    told = os.fsencode(title).decode(errors="backslashreplace")  # a name in any encoding
+    axes.set_title(told, parse_math=False)  # a song may be called $$.mp3
     axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)
 
@@ -2273,7 +2275,10 @@ def write_curve(curve: pd.DataFrame, target: Path, *, title: str) -> Path:  # th
 made = pd.DataFrame({"seconds": np.arange(40) / 2}).assign(valence=0.2, arousal=0.5)
 made["arousal"] *= np.sin(made["seconds"])
 with tempfile.TemporaryDirectory() as folder:
-    test_eq(write_curve(made, Path(folder) / "song.mp3", title="A curve").name, "song.mp3.png")
+    test_eq(
+        write_curve(made, Path(folder) / "song.mp3", title=os.fsdecode(b"\xe9")).name,
+        "song.mp3.png",
+    )
     test_eq(sorted(os.listdir(folder)), ["song.mp3.csv", "song.mp3.png"])
 figure, axes = subplots(size=(6, 2.4))
 plot_curve(axes, made, title="A made-up curve")
@@ -2388,7 +2393,7 @@ from torch import nn
 
 from musemo.answers import follow_song, name_emotion
 from musemo.batches import answer_batches
-from musemo.config import AudioConfig
+from musemo.config import AudioConfig, DataConfig, DatasetConfig
 from musemo.core import MusemoError, Run, pick_device
 from musemo.hearing import Heard, Song, cover_song, hear, look_ahead, torch_threads
 from musemo.model_card import gather_facts, write_card
@@ -2474,12 +2479,20 @@ class EmotionModel(nn.Module, SharedModel):
         check_format(format)
         try:
             self.audio, self.network = AudioConfig(**audio), revive_vit(network)
+            sizes = {"image_size": image_size, "windows_per_song": windows_per_song}
+            DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
+            DataConfig(min_seconds=min_seconds)
+            if not 0 < window <= self.audio.frames:
+                raise ValueError(f"window = {window}: must be from 1 to {self.audio.frames} frames")
+            self.reach = reach and [float(one) for one in reach]
+            if reach is not None and len(reach) != 2 or not isinstance(facts, dict | None):
+                raise ValueError("reach must be two numbers, and facts a dictionary")
         except (ValidationError, TypeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise MusemoError(f"is of another version of musemo ({reason}); train again") from error
         self.window, self.image_size, self.batch_size = window, image_size, batch_size
         self.windows_per_song, self.min_seconds = windows_per_song, min_seconds
-        self.reach, self.facts = reach, facts
+        self.facts = facts
 
     @classmethod
     def from_run(cls, run: Run | str | PathLike) -> "EmotionModel":
