@@ -16,7 +16,7 @@ import soxr
 
 from .core import MusemoError
 
-# %% ../nbs/03_data.ipynb #0aa32a9c
+# %% ../nbs/03_data.ipynb #aa06ab67
 BLOCK = 2**16  # values that are read at once
 CONVERT = "convert it to .wav or .flac, or leave it out"
 LOUDEST = 4.0  # a float recording may pass 1; whole numbers of 16 bits pass this at once
@@ -82,7 +82,7 @@ def to_mono(
 ) -> np.ndarray:  # (S,)
     "Average the channels."
     channels = block.T  # summed one by one: a mean over rows this short takes seven times longer
-    return sum(channels[1:], channels[0]) / len(channels)
+    return sum(channels[1:], channels[0]) / len(channels) if len(channels) > 1 else channels[0]
 
 
 def read_blocks(

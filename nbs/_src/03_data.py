@@ -693,7 +693,7 @@ def to_mono(
 ) -> np.ndarray:  # (S,)
     "Average the channels."
     channels = block.T  # summed one by one: a mean over rows this short takes seven times longer
-    return sum(channels[1:], channels[0]) / len(channels)
+    return sum(channels[1:], channels[0]) / len(channels) if len(channels) > 1 else channels[0]
 
 
 def read_blocks(

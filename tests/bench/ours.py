@@ -9,11 +9,14 @@ from tests.bench.work import Work, emotion_model, features, gan_setting, same_wi
 
 
 def log_mels(work: Work) -> Callable[[], np.ndarray]:
-    from musemo.data import extract_log_mels
+    from musemo.data import decode, extract_log_mels
     from musemo.presets import make_config
+    from musemo.spectrum import log_mel_of
 
     paths = work.paths(20 if work.quick else 200)
     config = make_config("full", {"data.cache": str(work.folder / "cache")})
+    second = config.audio.model_copy(update={"clip_seconds": 1})
+    log_mel_of(decode(paths[0], second), second)  # librosa loads its parts when they are first used
 
     def job():
         found = extract_log_mels(paths, config)
