@@ -3,14 +3,14 @@
 # %% auto #0
 __all__ = ['reuse_memory']
 
-# %% ../nbs/01_core.ipynb #ad3fe052
+# %% ../nbs/01_core.ipynb #177b3fe6
 import ctypes
 from contextlib import suppress
 
 
 def reuse_memory() -> None:
     "Let glibc keep what is given back to it; other C libraries stay as they are."
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(-4, 0)  # M_MMAP_MAX: no array is fetched alone
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is handed back

@@ -3,10 +3,9 @@
 # %% auto #0
 __all__ = ['FEW', 'nearest_emotion', 'name_emotion', 'emotions_table', 'plot_curve', 'write_curve', 'answer_curves', 'show_answers', 'answer_rows', 'follow_song']
 
-# %% ../nbs/12_evaluation.ipynb #4030cee0
+# %% ../nbs/12_evaluation.ipynb #0fd1c056
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def name_emotion(
         said[f"{axis}_1_9_interval"] = ends and [5 + 4 * end for end in ends]
     return said | {"emotion": nearest_emotion(said["valence"], said["arousal"])}
 
-# %% ../nbs/12_evaluation.ipynb #1d0a217e
+# %% ../nbs/12_evaluation.ipynb #a1808dc0
 def emotions_table(songs: list, said: list[dict]) -> pd.DataFrame:
     "Lay predictions out for people: both scales, intervals where known, the nearest emotion."
     rows = []
@@ -61,7 +60,7 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    told = os.fsencode(title).decode(errors="backslashreplace")  # a name in any encoding
+    told = title.encode(errors="backslashreplace").decode()  # a file name in any encoding
     axes.set_title(told, parse_math=False)  # a song may be called $$.mp3
     axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)

@@ -38,7 +38,7 @@ from .sound_files import CONVERT, open_sound, read_blocks, resample
 from .spectrum import log_mel_of
 from .splitting import group_songs, split_songs
 
-# %% ../nbs/03_data.ipynb #52e47e74
+# %% ../nbs/03_data.ipynb #934c4f36
 @dataclass(frozen=True)
 class Sources:
     "Where the tables and the sound of a data set lie."
@@ -47,6 +47,7 @@ class Sources:
     dynamic: dict[str, Path] = field(default_factory=dict)  # "valence", "arousal"
     metadata: list[Path] = field(default_factory=list)
     audio: dict[str, Path] = field(default_factory=dict)  # file stem -> path
+    twins: list[tuple[Path, Path]] = field(default_factory=list)  # sound of one stem
 
 
 AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff"}
@@ -54,7 +55,7 @@ AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".ai
 
 def _refuse_two(one: Path, other: Path, root: Path) -> None:
     "Raise MusemoError where two files of one name are not the same."
-    if one != other and not filecmp.cmp(one, other, shallow=False):
+    if not filecmp.cmp(one, other, shallow=False):
         raise MusemoError(
             f"data.path = {str(root)!r}: {one} and {other} have one name and are not the same; "
             "name a folder that holds one of them"
@@ -65,7 +66,7 @@ def find_deam(
     root: Path,  # anywhere above the annotation files
 ) -> Sources:
     "Find DEAM's files by name; raises MusemoError where there is no annotation table."
-    tables, dynamic, metadata, audio = {}, {}, {}, {}
+    tables, dynamic, metadata, audio, twins = {}, {}, {}, {}, []
     for folder, folders, names in os.walk(root):
         folders.sort()
         if "run.json" in names:  # a run of the suite's: its songs are none of the data set
@@ -74,7 +75,8 @@ def find_deam(
         for name in sorted(names):
             path, plain = Path(folder) / name, plain_name(name)
             if plain.startswith("static_annotations_averaged_songs") and path.suffix == ".csv":
-                _refuse_two(tables.setdefault(plain, path), path, root)
+                if (known := tables.setdefault(plain, path)) != path:
+                    _refuse_two(known, path, root)
             elif plain in ("valence.csv", "arousal.csv") and "dynamic" in plain_name(
                 path.parent.name
             ):
@@ -83,14 +85,14 @@ def find_deam(
                 metadata.setdefault(plain, path)
             elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():  # a pipe never ends
                 known = audio.setdefault(path.stem, path)
-                if path.stem.isdecimal():  # a song's number
-                    _refuse_two(known, path, root)
+                if known != path:
+                    twins.append((known, path))
     if not tables:
         raise MusemoError(
             f"data.path = {str(root)!r}: holds no static_annotations_averaged_songs*.csv; "
             "name a folder above DEAM's annotations, or a .csv with file, valence, arousal"
         )
-    return Sources(list(tables.values()), dynamic, list(metadata.values()), audio)
+    return Sources(list(tables.values()), dynamic, list(metadata.values()), audio, twins)
 
 
 def find_data(config: Config) -> Sources:
@@ -190,7 +192,7 @@ def extract_log_mels(
     options = {"workers": workers, "backend": config.data.backend}
     return run_jobs(jobs, desc="decoding", total=len(paths), **options)
 
-# %% ../nbs/03_data.ipynb #6ca4ea75
+# %% ../nbs/03_data.ipynb #c46d4277
 def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path | None]]:
     "List the songs of a folder in DEAM's layout; files without a label stand at the end."
     sources = find_deam(path)
@@ -203,11 +205,15 @@ def _list_deam(path: Path, labels: str) -> tuple[pd.DataFrame, dict, list[Path |
             "table; leave one of the tables out"
         )
     songs = songs.sort_values("song_id", ignore_index=True)
+    labelled = set(songs["song_id"].astype(str))
+    for one, other in sources.twins:
+        if one.stem in labelled:
+            _refuse_two(one, other, path)
     songs, audit = settle_labels(songs, read_dynamic(sources.dynamic), labels)
     artists = read_artists(sources.metadata)
     songs["artist"] = [artists.get(i, "") for i in songs["song_id"]]
     files = [sources.audio.get(str(i)) for i in songs["song_id"]]
-    extra = sorted(set(sources.audio) - set(songs["song_id"].astype(str)))
+    extra = sorted(set(sources.audio) - labelled)
     unlabelled = pd.DataFrame(
         {"song_id": [int(s) if s.isdecimal() and len(s) < 10 else -1 for s in extra]}, dtype=int
     )

@@ -14,6 +14,7 @@ from musemo.config import Config
 from musemo.core import MusemoError, Run
 from musemo.data import find_data, list_songs, mark_file
 from musemo.records import load_record
+from musemo.sections import SECTIONS
 
 
 # As `write_atomic` and `synthesize` name what they have not finished.
@@ -105,5 +106,8 @@ def match_artifacts(one: Run, other: Run) -> dict[str, list[str]]:
     "Sort the artifacts of two runs into those with the same content and those without."
     marks = [load_record(run)["artifacts"] for run in (one, other)]
     names = sorted(name for name in marks[0] | marks[1] if not is_timing(name))
+    # An earlier version did not mark what notebooks leave besides.
+    besides = {name for section in SECTIONS for name in section.left_besides(names)}
+    names = [x for x in names if x not in besides or all(x in known for known in marks)]
     same = [name for name in names if marks[0].get(name) == marks[1].get(name)]
     return {"same": same, "differ": [name for name in names if name not in same]}

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['T', 'with_half_batch', 'map_new']
 
-# %% ../nbs/01_core.ipynb #bccb367c
+# %% ../nbs/01_core.ipynb #ebe36995
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def map_new(
     dtype: str | type,
 ) -> np.ndarray:  # memory-mapped, zeros
     "Make an .npy file to be filled through memory; raises MusemoError where there is no room."
+    mapped = None
     try:
         mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
         # Without its room, a map that meets a full disk kills its process without a word.
@@ -55,6 +57,8 @@ def map_new(
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     except OSError as error:
+        if mapped is not None and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return mapped  # the file system cannot promise room
         size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
         raise MusemoError(
             f"{path}: needs {size:.0f} MB ({error.strerror}); free the disk, or ask for less"

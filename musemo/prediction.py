@@ -86,7 +86,7 @@ class SharedModel(PyTorchModelHubMixin):
         head = ModelCardData(tags=tags, **names).to_yaml()
         return ModelCard(f"---\n{head}\n---\n\n{self.card()}")
 
-# %% ../nbs/12_evaluation.ipynb #3d38da5d
+# %% ../nbs/12_evaluation.ipynb #39f28bfc
 class EmotionModel(nn.Module, SharedModel):
     "A trained network with all that a song needs on its way to it."
 
@@ -109,18 +109,20 @@ class EmotionModel(nn.Module, SharedModel):
         try:
             self.audio, self.network = AudioConfig(**audio), revive_vit(network)
             sizes = {"image_size": image_size, "windows_per_song": windows_per_song}
-            DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
-            DataConfig(min_seconds=min_seconds)
-            if not 0 < window <= self.audio.frames:
+            sizes = DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
+            self.min_seconds = DataConfig(min_seconds=min_seconds).min_seconds
+            if not 0 < sizes.window_frames <= self.audio.frames:
                 raise ValueError(f"window = {window}: must be from 1 to {self.audio.frames} frames")
             self.reach = reach and [float(one) for one in reach]
-            if reach is not None and len(reach) != 2 or not isinstance(facts, dict | None):
-                raise ValueError("reach must be two numbers, and facts a dictionary")
+            if reach is not None and not (len(reach) == 2 and np.isfinite(self.reach).all()):
+                raise ValueError(f"reach = {reach}: must be two numbers")
+            if not isinstance(facts, dict | None):
+                raise ValueError(f"facts = {facts!r}: must be a dictionary")
         except (ValidationError, TypeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise MusemoError(f"is of another version of musemo ({reason}); train again") from error
-        self.window, self.image_size, self.batch_size = window, image_size, batch_size
-        self.windows_per_song, self.min_seconds = windows_per_song, min_seconds
+        self.window, self.image_size = sizes.window_frames, sizes.image_size
+        self.batch_size, self.windows_per_song = sizes.batch_size, sizes.windows_per_song
         self.facts = facts
 
     @classmethod

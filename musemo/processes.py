@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['open_accelerator', 'count_processes', 'end_with_parent', 'work_together', 'deal', 'DealtDropout', 'sum_gradients', 'own_stretch', 'exchange']
 
-# %% ../nbs/11_vit_training.ipynb #839875a5
+# %% ../nbs/11_vit_training.ipynb #38f98132
 import os
 import socket
 import threading
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
@@ -47,7 +48,7 @@ def open_accelerator(config: Config) -> Accelerator:
             "set precision=float32, which works everywhere; another than before needs a new process"
         ) from error
 
-# %% ../nbs/11_vit_training.ipynb #afddec34
+# %% ../nbs/11_vit_training.ipynb #3dcbbc2c
 def count_processes(config: Config) -> int:
     "Say how many processes are to train together; raises MusemoError for more than there are GPUs."
     if "WORLD_SIZE" in os.environ:  # this is one of them
@@ -63,14 +64,16 @@ def count_processes(config: Config) -> int:
 
 def end_with_parent() -> None:
     "End this process within a second of the one that started it: nobody waits for its result then."
-    parent = os.getppid()
+    parent, name = psutil.Process(os.getppid()), "end with parent"
 
     def watch():
-        while os.getppid() == parent:
+        # Windows goes on to name a parent that is gone; elsewhere one may be gone and not removed.
+        while os.getppid() == parent.pid and parent.is_running():
             time.sleep(0.5)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if name not in [thread.name for thread in threading.enumerate()]:
+        threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def _join(work: Callable[[], Any], place: dict[str, str]) -> Any:

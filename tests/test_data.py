@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -349,11 +350,15 @@ def test_two_songs_of_one_number_are_refused(deam):
     song = next(deam.rglob("3.*"))
     (deam / "other").mkdir()
     shutil.copyfile(song, deam / "other" / song.name)  # the same once more
-    find_deam(deam)
+    for folder in ("other", "more"):  # no label, no matter
+        (deam / folder).mkdir(exist_ok=True)
+        (deam / folder / "7777.mp3").write_text(folder)
+    config = make_config("smoke", {"data.path": str(deam)})
+    list_songs(config)
     with open(deam / "other" / song.name, "ab") as file:
         file.write(b"other")
     with pytest.raises(MusemoError, match="have one name and are not the same"):
-        find_deam(deam)
+        list_songs(config)
 
 
 def test_two_tables_that_differ_about_a_song_are_refused(deam):
@@ -391,6 +396,7 @@ def test_what_is_no_spectrogram_in_the_cache_is_decoded_again(deam, tmp_path):
     assert Path(where).read_bytes() == whole
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no such names here")
 def test_names_in_another_encoding_are_read(deam, tmp_path):
     folder = shutil.copytree(deam, tmp_path / os.fsdecode(b"m\xe9"))
     shutil.copyfile(next(deam.rglob("3.*")), folder / os.fsdecode(b"caf\xe9.mp3"))
@@ -402,7 +408,7 @@ def test_names_in_another_encoding_are_read(deam, tmp_path):
 
 
 def test_a_name_in_another_encoding_is_written_escaped(tmp_path):
-    name = os.fsdecode(b"caf\xe9.mp3")
+    name = "caf\udce9.mp3"
     path = write_atomic(tmp_path / "songs.csv", pd.DataFrame({"file": [name]}))
     assert path.read_text() == "file\ncaf\\udce9.mp3\n"
     assert "caf" in write_atomic(tmp_path / "page.html", f"<p>{name}</p>").read_text()

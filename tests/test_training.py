@@ -238,16 +238,17 @@ def test_a_state_of_another_training_is_not_used(change, tmp_path, killed_after,
     assert run.load("flow_times.json")["steps"] == 5
 
 
-@pytest.mark.parametrize("cut", [True, False])
-def test_a_damaged_state_is_left_behind(cut, tmp_path, killed_after, capsys):
+@pytest.mark.parametrize("damaged", ["end", "weight", "rows"])
+def test_a_damaged_state_is_left_behind(damaged, tmp_path, killed_after, capsys):
     run = write_run(tmp_path, 0.0)
     killed_after(2)
     with pytest.raises(Killed):
         fit_flow(run, small())
     state = run.path("flow_checkpoint.safetensors")
     content = bytearray(state.read_bytes())
-    content[-100] ^= 1  # in a weight, or in what is told of it
-    state.write_bytes(content[:-50] if cut else content)
+    place = {"end": -50, "weight": len(content) // 2, "rows": content.index(b'"loss": ') + 8}
+    content[place[damaged]] ^= 1
+    state.write_bytes(content[:-50] if damaged == "end" else content)
     killed_after(-1)
     fit_flow(run, small())
     assert "flow_checkpoint.safetensors is damaged: training starts anew" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import math
 import os
 import pickle
 import re
@@ -165,7 +166,8 @@ def test_a_record_of_others_is_one_clear_error(copied, name, value):
     [
         *[("window", value) for value in (0, "abc", -5, 10**11)],
         *[("batch_size", "x"), ("windows_per_song", 10**9), ("min_seconds", None)],
-        *[("image_size", -1), ("reach", 7), ("reach", [1]), ("facts", [1])],
+        *[("image_size", -1), ("reach", 7), ("reach", [1]), ("reach", [math.nan, 1])],
+        ("facts", [1]),
         ("audio", {"n_fft": 2**30}),
     ],
 )

@@ -172,7 +172,7 @@ from contextlib import suppress
 
 def reuse_memory() -> None:
     "Let glibc keep what is given back to it; other C libraries stay as they are."
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(-4, 0)  # M_MMAP_MAX: no array is fetched alone
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is handed back
@@ -527,6 +527,7 @@ test_fail(lambda: follow_with("paper", Path(".")), contains="one of tensorboard,
 
 # %%
 #| export memory
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -571,6 +572,7 @@ def map_new(
     dtype: str | type,
 ) -> np.ndarray:  # memory-mapped, zeros
     "Make an .npy file to be filled through memory; raises MusemoError where there is no room."
+    mapped = None
     try:
         mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
         # Without its room, a map that meets a full disk kills its process without a word.
@@ -578,6 +580,8 @@ def map_new(
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     except OSError as error:
+        if mapped is not None and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return mapped  # the file system cannot promise room
         size = math.prod(shape) * np.dtype(dtype).itemsize / 1e6
         raise MusemoError(
             f"{path}: needs {size:.0f} MB ({error.strerror}); free the disk, or ask for less"

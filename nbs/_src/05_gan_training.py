@@ -309,6 +309,11 @@ def mark_tensors(state: dict[str, torch.Tensor]) -> str:
     return whole.hexdigest()
 
 
+def text_tensor(text: str) -> torch.Tensor:  # uint8
+    "Put a text among tensors."
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
 class Keeper:
     "Keeps the state of a training in a file of the run."
 
@@ -341,10 +346,8 @@ class Keeper:
             state |= {f"{name}.{key}": value for key, value in mover.state().items()}
         state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
         about = {"identity": self.identity, "rows": rows, "seconds": self.seconds()}
-        about = json.dumps(about | {"mark": mark_tensors(state)}).encode()
-        self.run.save(
-            self.file, state | {"about": torch.frombuffer(bytearray(about), dtype=torch.uint8)}
-        )
+        state["about"] = text_tensor(json.dumps(about))
+        self.run.save(self.file, state | {"mark": text_tensor(mark_tensors(state))})
         self.kept = time.monotonic()
 
     def restore(self) -> list[dict]:  # what the steps before logged
@@ -353,13 +356,13 @@ class Keeper:
             return []
         try:
             state = self.run.load(self.file)
-            about = json.loads(state.pop("about").numpy().tobytes())
-            whole = about["mark"] == mark_tensors(state)
-        except (ValueError, KeyError, TypeError):  # MusemoError is a ValueError
+            whole = torch.equal(state.pop("mark"), text_tensor(mark_tensors(state)))
+        except (MusemoError, KeyError):
             whole = False
         if not whole:  # after a power cut, say: all that is lost is time
             print(f"{self.file} is damaged: training starts anew")
             return []
+        about = json.loads(state.pop("about").numpy().tobytes())
         if about["identity"] != self.identity:
             print(f"{self.file} is of other songs or settings: training starts anew")
             return []

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
@@ -268,14 +269,16 @@ def count_processes(config: Config) -> int:
 
 def end_with_parent() -> None:
     "End this process within a second of the one that started it: nobody waits for its result then."
-    parent = os.getppid()
+    parent, name = psutil.Process(os.getppid()), "end with parent"
 
     def watch():
-        while os.getppid() == parent:
+        # Windows goes on to name a parent that is gone; elsewhere one may be gone and not removed.
+        while os.getppid() == parent.pid and parent.is_running():
             time.sleep(0.5)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if name not in [thread.name for thread in threading.enumerate()]:
+        threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def _join(work: Callable[[], Any], place: dict[str, str]) -> Any:

@@ -2184,7 +2184,6 @@ def answer_batches(
 #| export answers
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -2255,7 +2254,7 @@ def plot_curve(axes: plt.Axes, curve: pd.DataFrame, *, title: str) -> None:
     for axis, (color, line) in lines.items():
         axes.plot(curve["seconds"], curve[axis], line, color=COLORS[color], label=axis)
     axes.axhline(0, color="black", linewidth=0.6)
-    told = os.fsencode(title).decode(errors="backslashreplace")  # a name in any encoding
+    told = title.encode(errors="backslashreplace").decode()  # a file name in any encoding
     axes.set_title(told, parse_math=False)  # a song may be called $$.mp3
     axes.set(xlabel="time (s)", ylabel="emotion [-1, 1]", ylim=(-1, 1))
     axes.legend(loc="upper right", ncols=2)
@@ -2276,7 +2275,7 @@ made = pd.DataFrame({"seconds": np.arange(40) / 2}).assign(valence=0.2, arousal=
 made["arousal"] *= np.sin(made["seconds"])
 with tempfile.TemporaryDirectory() as folder:
     test_eq(
-        write_curve(made, Path(folder) / "song.mp3", title=os.fsdecode(b"\xe9")).name,
+        write_curve(made, Path(folder) / "song.mp3", title="\udce9").name,
         "song.mp3.png",
     )
     test_eq(sorted(os.listdir(folder)), ["song.mp3.csv", "song.mp3.png"])
@@ -2480,18 +2479,20 @@ class EmotionModel(nn.Module, SharedModel):
         try:
             self.audio, self.network = AudioConfig(**audio), revive_vit(network)
             sizes = {"image_size": image_size, "windows_per_song": windows_per_song}
-            DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
-            DataConfig(min_seconds=min_seconds)
-            if not 0 < window <= self.audio.frames:
+            sizes = DatasetConfig(window_frames=window, batch_size=batch_size, **sizes)
+            self.min_seconds = DataConfig(min_seconds=min_seconds).min_seconds
+            if not 0 < sizes.window_frames <= self.audio.frames:
                 raise ValueError(f"window = {window}: must be from 1 to {self.audio.frames} frames")
             self.reach = reach and [float(one) for one in reach]
-            if reach is not None and len(reach) != 2 or not isinstance(facts, dict | None):
-                raise ValueError("reach must be two numbers, and facts a dictionary")
+            if reach is not None and not (len(reach) == 2 and np.isfinite(self.reach).all()):
+                raise ValueError(f"reach = {reach}: must be two numbers")
+            if not isinstance(facts, dict | None):
+                raise ValueError(f"facts = {facts!r}: must be a dictionary")
         except (ValidationError, TypeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise MusemoError(f"is of another version of musemo ({reason}); train again") from error
-        self.window, self.image_size, self.batch_size = window, image_size, batch_size
-        self.windows_per_song, self.min_seconds = windows_per_song, min_seconds
+        self.window, self.image_size = sizes.window_frames, sizes.image_size
+        self.batch_size, self.windows_per_song = sizes.batch_size, sizes.windows_per_song
         self.facts = facts
 
     @classmethod
