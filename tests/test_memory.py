@@ -1,4 +1,4 @@
-"""A GPU whose memory runs out: half the batch once, with a word, then one clear error."""
+"""Memory that runs out: half a batch once, with a word, then one clear error. Memory used again."""
 
 import os
 import platform
